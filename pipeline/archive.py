@@ -1,0 +1,125 @@
+"""Compressed files as a stream of their content; a cut file is an error, never a short read.
+
+Common readers take a multi-frame zstd file that was cut for a shorter one: `stream_reader` of
+zstandard ends without a word. Here each gzip member and each zstd frame must reach its own end,
+where its checksum is verified. A cut exactly between two of them leaves a valid file and cannot
+be known.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+import zstandard
+
+from pipeline.errors import excerpt_of
+
+PIECE_BYTES: Final = 1024
+"""Compressed bytes decoded at once. A zstd block of 4 bytes can hold 128 KiB, so one piece expands
+to 32 MiB at the very worst (gzip: 1 MiB); larger pieces are hardly faster."""
+
+LONGEST_WINDOW_BYTES: Final = 2**31
+"""Window that `zstd --long=31` writes; the library's own limit refuses such files."""
+
+GZIP_MAGIC: Final = b"\x1f\x8b"
+ZSTD_MAGICS: Final = (
+    b"\x28\xb5\x2f\xfd",
+    *(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16)),
+)
+"""First bytes of a zstd frame and of the 16 kinds of skippable frames (RFC 8878, section 3.1)."""
+
+OTHER_MAGICS: Final = {
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"7z\xbc\xaf": "7z",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+}
+
+
+class BrokenArchive(ValueError):
+    """A compressed file is cut, damaged, of a kind that is not read, or not what its name says."""
+
+
+class _Member(Protocol):
+    """One gzip member or one zstd frame while it is decoded."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+def decompressed(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
+    """Yield the content of a file whose bytes are ``chunks``, decompressed if it is compressed.
+
+    The first bytes decide, not ``name``; but a name in ``.gz`` or ``.zst`` must keep its promise.
+
+    Raises:
+        BrokenArchive: see there; raised where the fault is met, after the content before it.
+    """
+    first = next(chunks, b"")
+    chunks = itertools.chain([first], chunks)
+    kind = _compression_of(first)
+    for suffix, promised in ((".gz", "gzip"), (".zst", "zstd")):
+        if name.lower().endswith(suffix) and kind != promised:
+            found = f"it begins with {excerpt_of(repr(first[:16]))}" if first else "it is empty"
+            raise BrokenArchive(
+                f"the name ends in {suffix} but the content is not {promised} ({found}); "
+                "make the file again, or rename it"
+            )
+    if kind == "gzip":
+        # Tapes and some uploads pad a gzip file with zero bytes; `gzip -d` ignores them too.
+        return _members(chunks, kind, lambda: zlib.decompressobj(wbits=31), padding=b"\0")
+    if kind == "zstd":
+        decompressor = zstandard.ZstdDecompressor(max_window_size=LONGEST_WINDOW_BYTES)
+        return _members(chunks, kind, decompressor.decompressobj, padding=b"")
+    if kind:
+        raise BrokenArchive(
+            f"this is a {kind} file, and only plain, gzip and zstd JSONL is read; convert it first"
+        )
+    return chunks
+
+
+def _compression_of(first: bytes) -> str:
+    """Return the kind of file that begins with these bytes; empty for text."""
+    if first.startswith(GZIP_MAGIC):
+        return "gzip"
+    if first.startswith(ZSTD_MAGICS):
+        return "zstd"
+    return next((kind for magic, kind in OTHER_MAGICS.items() if first.startswith(magic)), "")
+
+
+def _members(
+    chunks: Iterator[bytes], kind: str, new_member: Callable[[], _Member], padding: bytes
+) -> Iterator[bytes]:
+    """Yield the content of gzip members or zstd frames that follow each other."""
+    member: _Member | None = None
+    for chunk in chunks:
+        for start in range(0, len(chunk), PIECE_BYTES):
+            piece = chunk[start : start + PIECE_BYTES]
+            while piece:
+                if member is None:
+                    piece = piece.lstrip(padding)
+                    member = new_member() if piece else None
+                    continue
+                try:
+                    yield member.decompress(piece)
+                except (zlib.error, zstandard.ZstdError) as error:
+                    raise BrokenArchive(
+                        f"the {kind} data is damaged ({error}); copy or download the file again"
+                    ) from error
+                piece = b""
+                if member.eof:
+                    piece, member = member.unused_data, None
+    if member is not None:
+        raise BrokenArchive(
+            f"the {kind} data is cut: the file ends before its content does; "
+            "copy or download the file again"
+        )

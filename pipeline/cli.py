@@ -1,0 +1,265 @@
+"""The command: parse first, import what is heavy later.
+
+``context-frozen VERB --config FILE.yaml --key value``: flags win over the file, and unknown keys
+are refused with the nearest known one. Exit codes: 0 done, 1 data refused, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+from pipeline.config import PrepareConfig, config_from_mapping, nearest_known, read_config_file
+from pipeline.errors import ContextFrozenError, UsageError, escape_controls
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Settings of ``context-frozen inspect``."""
+
+    set: tyro.conf.Positional[str]
+    """Folder of a saved set."""
+
+    row: int | None = None
+    """Row to show, counted from 0."""
+
+    id: str | None = None
+    """Show the rows of the example with this id."""
+
+    rows: int = 3
+    """Number of rows to show where neither row nor id is given."""
+
+    split: str = "train"
+    """Split to look into."""
+
+    tokenizer: str | None = None
+    """Tokenizer to decode with; by default the one that the set was made with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Settings of ``context-frozen verify``."""
+
+    set: tyro.conf.Positional[str]
+    """Folder of a saved set."""
+
+    tokenizer: str | None = None
+    """Also check that this tokenizer is the one that the set was made with."""
+
+    json: bool = False
+    """Print the findings as JSON."""
+
+
+def run_prepare(args: Sequence[str]) -> int:
+    """Run ``prepare``: the job, then one line that says what was made and where."""
+    as_json = "--json" in args
+    config = parse_config([arg for arg in args if arg != "--json"])
+    _quiet_libraries()
+    from pipeline.job import prepare
+
+    prepared = prepare(config)
+    if as_json:
+        figures = {
+            "output": str(prepared.output),
+            "was_ready": prepared.was_ready,
+            **prepared.manifest,
+        }
+        print(json.dumps(figures, ensure_ascii=False))
+        return 0
+    counts = prepared.counts
+    made = "is ready already, same seal" if prepared.was_ready else "made"
+    print(
+        f"{prepared.output}: {made}\n"
+        f"  {counts['lines']} lines = {counts['rows']} rows + {counts['rejects']} rejects"
+        + "".join(f"\n    {code}: {number}" for code, number in counts["by_code"].items())
+        + f"\n  {counts['tokens']['total']} tokens: {counts['tokens']['context']} context, "
+        f"{counts['tokens']['continuation']} continuation; {counts['rows_shortened']} rows shortened"
+        + "".join(f"\n    {flag}: {number}" for flag, number in counts["by_flag"].items())
+        + f"\n  digest {prepared.digest}"
+    )
+    return 0
+
+
+def run_inspect(args: Sequence[str]) -> int:
+    """Run ``inspect``: rows as coloured tokens, the boundary marked."""
+    options = parse_options(InspectOptions, args, "inspect")
+    _quiet_libraries()
+    from pipeline.view.tokens import print_rows
+
+    print_rows(options.set, options.split, options.row, options.id, options.rows, options.tokenizer)
+    return 0
+
+
+def run_verify(args: Sequence[str]) -> int:
+    """Run ``verify``: exit code 0 where the set is what its manifest says, 1 where it is not."""
+    options = parse_options(VerifyOptions, args, "verify")
+    _quiet_libraries()
+    from pipeline.saved import verify
+
+    findings = verify(options.set, tokenizer=options.tokenizer)
+    if options.json:
+        print(json.dumps({"set": options.set, "ok": not findings, "findings": findings}))
+    else:
+        print("\n".join(findings) or f"{options.set}: digest, invariants and seal hold")
+    return 1 if findings else 0
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing the command does."""
+
+    run: Callable[[Sequence[str]], int]
+    purpose: str
+    aliases: tuple[str, ...] = field(default=())
+
+
+VERBS = {
+    "prepare": Verb(run_prepare, "turn JSONL examples into a sealed Arrow data set"),
+    "inspect": Verb(run_inspect, "show rows as coloured tokens with the boundary"),
+    "verify": Verb(run_verify, "check a saved set: digest, invariants, seal"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    verb = VERBS.get(args[0])
+    try:
+        if verb is None:
+            raise UsageError(f"unknown verb {args[0]!r}{nearest_known(args[0], VERBS)}")
+        return verb.run(args[1:])
+    except ContextFrozenError as error:
+        words = escape_controls(str(error), keep="\n")
+        print(f"context-frozen: {words}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output (head, less) has seen enough; nothing is left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("context-frozen: stopped; the output is as it was before", file=sys.stderr)
+        return 130
+
+
+def parse_config(args: Sequence[str]) -> PrepareConfig:
+    """Return the settings of ``prepare`` from flags over a YAML file over the defaults."""
+    rest, path = _take_value(args, "--config")
+    values = read_config_file(path) if path else {}
+    if path:
+        _check_values(values, f"--config {path}")
+    parsed = parse_options(PrepareConfig, rest, "prepare", _with_missing(values))
+    return config_from_mapping(dataclasses.asdict(parsed), f"--config {path}" if path else "flags")
+
+
+def parse_options(
+    kind: type[Options], args: Sequence[str], verb: str, default: Options | None = None
+) -> Options:
+    """Return the options of a verb; a wrong flag prints what is right and exits with 2."""
+    known = sorted({*get_type_hints(kind), "help"})
+    for arg in args:
+        name = arg.removeprefix("--").partition("=")[0].replace("-", "_")
+        if arg.startswith("--") and name not in known:
+            raise UsageError(
+                f"{verb}: unknown flag {arg.partition('=')[0]}{nearest_known(name, known)}"
+            )
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_read_json_objects)
+    with registry:
+        parsed: Any = tyro.cli(
+            kind,
+            args=list(args),
+            prog=f"context-frozen {verb}",
+            default=default,
+            use_underscores=True,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    return parsed
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:10}{verb.purpose}" for name, verb in VERBS.items())
+    return (
+        "usage: context-frozen VERB [--config FILE.yaml] [--key value ...]\n\n"
+        f"{verbs}\n\n`context-frozen VERB --help` lists its settings."
+    )
+
+
+def _take_value(args: Sequence[str], flag: str) -> tuple[list[str], str | None]:
+    """Return the arguments without ``flag VALUE`` (or ``flag=VALUE``), and the value."""
+    rest: list[str] = []
+    value: str | None = None
+    remaining = iter(args)
+    for arg in remaining:
+        if arg == flag:
+            value = next(remaining, None)
+            if value is None:
+                raise UsageError(f"{flag}: nothing after it; expected a YAML file")
+        elif arg.startswith(f"{flag}="):
+            value = arg.removeprefix(f"{flag}=")
+        else:
+            rest.append(arg)
+    return rest, value
+
+
+def _check_values(values: dict[str, Any], where: str) -> None:
+    """Check the keys and types of a file by themselves, so that the message names the file."""
+    required = {name: "x" for name in ("input", "tokenizer", "output") if name not in values}
+    config_from_mapping({**values, **required}, where)
+
+
+def _with_missing(values: dict[str, Any]) -> PrepareConfig:
+    """Return a config as tyro wants its defaults: what has no value yet is marked as missing."""
+    default: PrepareConfig = object.__new__(PrepareConfig)
+    for item in dataclasses.fields(PrepareConfig):
+        if item.name in values:
+            value = values[item.name]
+            if item.name == "input":
+                value = (value,) if isinstance(value, str) else tuple(value)
+        elif item.default is not dataclasses.MISSING:
+            value = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            value = item.default_factory()
+        else:
+            value = tyro.MISSING_NONPROP
+        object.__setattr__(default, item.name, value)
+    return default
+
+
+def _read_json_objects(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]] | None:
+    """Read a ``dict[str, Any]`` flag as one JSON object, as YAML would hold it."""
+    if info.type != get_type_hints(PrepareConfig)["server_options"]:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda texts: json.loads(texts[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    )
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' bars and advice off a log file; warnings of ours stay."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""Settings of ``prepare``: one frozen dataclass, read from YAML and overridden by flags.
+
+Every field says whether it changes the bytes of the output: those that do are part of the seal,
+the others (worker count, paths) are not. Only the standard library and PyYAML are imported here,
+so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipeline.errors import UsageError, excerpt_of
+
+
+def _sealed(default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
+    """Declare a field that changes the output's bytes."""
+    return _classified(default, factory, sealed=True)
+
+
+def _unsealed(default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
+    """Declare a field that leaves the output's bytes as they are."""
+    return _classified(default, factory, sealed=False)
+
+
+def _classified(default: Any, factory: Any, *, sealed: bool) -> Any:
+    if factory is not dataclasses.MISSING:
+        return field(default_factory=factory, metadata={"sealed": sealed})
+    return field(default=default, metadata={"sealed": sealed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Settings of ``context-frozen prepare``."""
+
+    input: tuple[str, ...] = _unsealed()
+    """JSONL files (plain, .gz, .zst), globs, folders, or - for standard input. Their content is
+    sealed, their place is not."""
+
+    tokenizer: str = _unsealed()
+    """Folder or Hub name of the served model's tokenizer. Its files are sealed, its place is not."""
+
+    output: str = _unsealed()
+    """Folder of the data set to write."""
+
+    chat_template: str | None = _unsealed(None)
+    """Jinja file to use in place of the tokenizer's own template. Its text is sealed."""
+
+    chat_template_kwargs: dict[str, Any] = _sealed(factory=dict)
+    """Variables for the chat template, such as enable_thinking; an example's own win."""
+
+    server: Literal["vllm", "sglang", "plain"] = _sealed("vllm")
+    """Server whose rewriting of a request is reproduced; plain is apply_chat_template untouched."""
+
+    server_options: dict[str, Any] = _sealed(factory=dict)
+    """Flags that the server runs with, such as content_format."""
+
+    raw_context: Literal["chat", "completions"] = _sealed("chat")
+    """How a context given as text is encoded: chat adds no special tokens, completions adds the
+    tokenizer's (as /v1/completions does)."""
+
+    max_len: int = _sealed(8192)
+    """Most tokens of a row, context and continuation together; never above the model's limit."""
+
+    overlong: Literal["drop_turns", "cut_left", "reject"] = _sealed("drop_turns")
+    """What happens to a context that does not fit."""
+
+    end_of_turn: str = _sealed("auto")
+    """Token that ends a continuation: auto learns it from the template, none adds none, or its text."""
+
+    think: Literal["close", "reject", "keep"] = _sealed("close")
+    """A continuation without a closing think mark under a prompt that opens a think block."""
+
+    control_tokens: Literal["flag", "reject"] = _sealed("flag")
+    """A control token in the text of a user, system or tool message."""
+
+    columns: Literal["full", "train"] = _sealed("full")
+    """Columns to save: full, or train for the numeric ones alone (LLaMA-Factory needs these)."""
+
+    max_reject_rate: float = _unsealed(0.0)
+    """Share of the lines that may be rejected before nothing is published, 0 to 1."""
+
+    num_proc: int = _unsealed(factory=lambda: usable_cores())
+    """Worker processes; 1 works in this process."""
+
+    batch_size: int = _unsealed(256)
+    """Examples per batch of the map."""
+
+    overwrite: bool = _unsealed(False)
+    """Replace what stands at the output even where it is not a data set of ours."""
+
+    trust_remote_code: bool = _sealed(False)
+    """Let the tokenizer's repository run its own code; named in the seal."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.input, str):
+            object.__setattr__(self, "input", (self.input,))
+        object.__setattr__(self, "input", tuple(self.input))
+        if not self.input:
+            raise UsageError(
+                "input: nothing given; expected at least one JSONL file, glob or folder"
+            )
+        if self.max_len < 2:
+            raise UsageError(
+                f"max_len: found {self.max_len}; expected at least 2 tokens, one of context and one to train"
+            )
+        if not 0 <= self.max_reject_rate <= 1:
+            raise UsageError(
+                f"max_reject_rate: found {self.max_reject_rate}; expected a share between 0 and 1"
+            )
+        for name in ("num_proc", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: found {getattr(self, name)}; expected at least 1")
+
+    def sealed_settings(self) -> dict[str, Any]:
+        """Return the settings that change the output's bytes, by name."""
+        return {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.metadata["sealed"]
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as JSON can hold them: the resolved config saved with the output."""
+        return {
+            item.name: list(value)
+            if isinstance(value := getattr(self, item.name), tuple)
+            else value
+            for item in dataclasses.fields(self)
+        }
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def config_from_mapping(values: Mapping[str, Any], where: str) -> PrepareConfig:
+    """Return a config from YAML or keyword values.
+
+    Raises `UsageError` for an unknown key (with the nearest known one), a missing one, or a value
+    of another type than the field's.
+
+    >>> config_from_mapping({"input": "a.jsonl", "tokenizer": "t", "output": "o"}, "here").max_len
+    8192
+    """
+    hints = get_type_hints(PrepareConfig)
+    for name, value in values.items():
+        if name not in hints:
+            raise UsageError(f"{where}: unknown key {name!r}{nearest_known(name, hints)}")
+        if not _is_of_type(value, hints[name]):
+            raise UsageError(
+                f"{where}: {name}: found {excerpt_of(value)}; expected {_spell_type(hints[name])}"
+            )
+    missing = [
+        item.name
+        for item in dataclasses.fields(PrepareConfig)
+        if item.default is dataclasses.MISSING
+        and item.default_factory is dataclasses.MISSING
+        and item.name not in values
+    ]
+    if missing:
+        raise UsageError(
+            f"{where}: missing {', '.join(missing)}; give each in the YAML or as --{missing[0]} VALUE"
+        )
+    return PrepareConfig(**values)
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """Return the keys of a YAML file.
+
+    Raises `UsageError` where the file is missing, is not YAML, is not a mapping or has a key twice.
+    """
+    try:
+        values: object = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}; expected a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--config {path}: {error}; expected YAML with one `key: value` a line"
+        ) from error
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"--config {path}: found {excerpt_of(values)}; expected `key: value` lines"
+        )
+    return {str(name): value for name, value in cast("dict[object, Any]", values).items()}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"{twice[0]} twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def nearest_known(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """Return ``; did you mean X?`` for the known name closest to ``name``, or the known names."""
+    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _is_of_type(value: object, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str)
+    if get_origin(hint) is tuple:
+        items = [value] if isinstance(value, str) else value
+        return isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and _is_json(cast("object", value))
+    return value is None or isinstance(value, str)
+
+
+def _is_json(value: object) -> bool:
+    """Return True where JSON can hold ``value``: YAML also has dates and keys of any type."""
+    if isinstance(value, dict):
+        items = cast("dict[object, object]", value).items()
+        return all(isinstance(name, str) and _is_json(item) for name, item in items)
+    if isinstance(value, list):
+        return all(map(_is_json, cast("list[object]", value)))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int))
+
+
+def _spell_type(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a path or a list of paths"
+    if get_origin(hint) is dict:
+        return "names with JSON values; quote a date"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
+        hint, "text or nothing"
+    )

@@ -1,0 +1,245 @@
+"""What the model must emit after a prompt: the text to encode, and the token that ends the turn.
+
+A string is what the model emits, verbatim. A message is what a client sees: a plain answer is its
+text, verbatim, between the marks that the template writes around an answer (gpt-oss's
+``<|channel|>final<|message|>``; most templates have none); one with reasoning, tool calls or parts
+is rendered by the template (`pipeline.message`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pipeline.errors import Rejected, excerpt_of
+from pipeline.marks import MODEL_MARKS, foreign_pattern, has_stray_think_mark
+from pipeline.message import ReadMessage, RenderedMessage, read_message, render_message
+from pipeline.server import ChatRequest, Dialect, Message
+from pipeline.template import ChatTemplates
+from pipeline.think import (
+    DEFAULT_PAIR,
+    drop_supplied,
+    has_stray_mark,
+    read_think_state,
+    spell_closing,
+)
+from pipeline.turn_facts import TurnFacts
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuationSettings:
+    """How a continuation is built.
+
+    ``end_of_turn``: ``auto`` (the template's), ``none`` (nothing is appended) or a token's text.
+    ``think``: what happens under a prompt that leaves a think block open, when the continuation
+    does not close it: ``close`` it the template's way, ``reject``, or ``keep`` the text as thought.
+    ``control_tokens``: a mark that is not the model's to write is a ``flag`` or a ``reject``.
+    """
+
+    end_of_turn: str = "auto"
+    think: Literal["close", "reject", "keep"] = "close"
+    control_tokens: Literal["flag", "reject"] = "flag"
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """``text`` is exactly what is encoded; ``end_of_turn`` is the token to append once, if any.
+
+    ``flags`` is a sorted subset of `pipeline.types.FLAGS`.
+    """
+
+    text: str
+    end_of_turn: str | None
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A continuation before the prompt's end is looked at.
+
+    ``said`` are the texts that the example brought; ``opening`` goes before the text;
+    ``is_rendered`` tells the template's rendering of a message from a text; ``has_reasoning`` is
+    True where that message thinks.
+    """
+
+    text: str
+    end_of_turn: str | None
+    flags: frozenset[str]
+    said: tuple[str, ...]
+    opening: str = ""
+    is_rendered: bool = False
+    has_reasoning: bool = False
+
+
+def build_continuation(
+    continuation: str | Message,
+    prompt: str,
+    request: ChatRequest,
+    dialect: Dialect,
+    templates: ChatTemplates,
+    facts: TurnFacts,
+    settings: ContinuationSettings,
+) -> Continuation:
+    """Return what the model must emit after ``prompt``, the dialect's rendering of ``request``.
+
+    A text costs no render, a message one (two where the prompt is no prefix of it).
+    Raises `Rejected`: ``empty_continuation``, ``no_end_of_turn``, ``control_tokens``,
+    ``not_renderable``, ``wrong_type``, and what the dialect or the template refuses.
+    """
+    if isinstance(continuation, str):
+        draft = _draft_text(continuation, facts, settings)
+    else:
+        message = read_message(continuation)
+        if message.is_plain:
+            draft = _draft_answer("".join(message.texts), facts, settings)
+        else:
+            turn = render_message(message, prompt, request, dialect, templates, facts)
+            draft = _draft_turn(turn, message, facts, settings)
+    text, think_flags = _settle_think(draft, prompt, facts, settings)
+    flags = draft.flags | think_flags | _mark_flags(draft.said, facts, settings)
+    return Continuation(text, draft.end_of_turn, tuple(sorted(flags)))
+
+
+def _named_end(settings: ContinuationSettings) -> str | None:
+    return None if settings.end_of_turn == "none" else settings.end_of_turn
+
+
+def _no_end_of_turn(facts: TurnFacts) -> Rejected:
+    return Rejected(
+        "no_end_of_turn",
+        f"the token that ends a turn cannot be learnt: {facts.evidence}; name it with end_of_turn:",
+    )
+
+
+def _draft_text(text: str, facts: TurnFacts, settings: ContinuationSettings) -> _Draft:
+    """Return a text as it is, its own end of turn taken off where it has one.
+
+    Any stop token at the very end counts, since a server's raw output ends with the one that was
+    sampled (Llama's ``<|eom_id|>``), and after the template's own also the white space that the
+    template writes there.
+    """
+    expected = facts.end_of_turn if settings.end_of_turn == "auto" else _named_end(settings)
+    ends = [token for token in (expected, *facts.ends) if token]
+    said_end = next((token for token in ends if text.endswith(token)), None)
+    body = text.removesuffix(said_end) if said_end else text
+    if said_end is None and expected and text.endswith(f"{expected}{facts.after_end}"):
+        said_end, body = expected, text.removesuffix(f"{expected}{facts.after_end}")
+    if not body:
+        found = "nothing but the end of turn" if text else "empty text"
+        raise Rejected(
+            "empty_continuation",
+            f"continuation: {found}; expected what the model says before it",
+            text,
+        )
+    _refuse_second_turn(body, expected, facts)
+    if settings.end_of_turn == "none":
+        body, end = text, None
+    else:
+        end = said_end or expected
+        if end is None:
+            raise _no_end_of_turn(facts)
+    flags = frozenset({"end_of_turn_in_text"} if said_end else ())
+    return _Draft(body, end, flags, (body,))
+
+
+def _draft_answer(text: str, facts: TurnFacts, settings: ContinuationSettings) -> _Draft:
+    """Return a plain answer between the template's marks, those that it brings itself left out."""
+    draft = _draft_text(text, facts, settings)
+    opening = "" if draft.text.startswith(facts.opening) else facts.opening
+    closing = "" if draft.text.endswith(facts.closing) else facts.closing
+    return replace(draft, text=draft.text + closing, opening=opening)
+
+
+def _draft_turn(
+    turn: RenderedMessage, message: ReadMessage, facts: TurnFacts, settings: ContinuationSettings
+) -> _Draft:
+    """Return a rendered message as a draft."""
+    end = turn.end_of_turn if settings.end_of_turn == "auto" else _named_end(settings)
+    if end is None and settings.end_of_turn != "none":
+        raise _no_end_of_turn(facts)
+    return _Draft(
+        turn.text,
+        end,
+        frozenset(turn.flags),
+        said=(*message.texts, message.reasoning),
+        is_rendered=True,
+        has_reasoning=bool(message.reasoning),
+    )
+
+
+def _refuse_second_turn(body: str, expected: str | None, facts: TurnFacts) -> None:
+    match = facts.forbidden.search(body)
+    at = match.start() if match is not None else body.find(expected) if expected else -1
+    if at >= 0:
+        token = match[0] if match is not None else expected
+        raise Rejected(
+            "control_tokens",
+            f"continuation: {excerpt_of(token)} at character {at} ends or opens a turn; "
+            "expected the model's one turn, with at most one end of turn, at its end",
+            body[at:],
+        )
+
+
+def _mark_flags(
+    said: tuple[str, ...], facts: TurnFacts, settings: ContinuationSettings
+) -> frozenset[str]:
+    """Return ``control_token_in_text`` where a text holds a mark that is not the model's to write."""
+    foreign = foreign_pattern(facts.control_tokens or frozenset())
+    for text in said:
+        marks = [*facts.control.findall(text), *foreign.findall(text)]
+        strange = [
+            mark
+            for mark in marks
+            if mark not in facts.emitted_tokens
+            and mark not in MODEL_MARKS
+            and mark not in facts.ends
+        ]
+        if strange and settings.control_tokens == "reject":
+            raise Rejected(
+                "control_tokens",
+                f"continuation: holds the control token {excerpt_of(strange[0])}; "
+                "control_tokens: flag lets it pass",
+                text,
+            )
+        if strange:
+            return frozenset({"control_token_in_text"})
+    return frozenset()
+
+
+def _settle_think(
+    draft: _Draft, prompt: str, facts: TurnFacts, settings: ContinuationSettings
+) -> tuple[str, frozenset[str]]:
+    """Return the text as it goes on from the prompt's end, with the flags of its think blocks."""
+    pair = facts.think_pair or DEFAULT_PAIR
+    state = read_think_state(prompt, pair, facts.last_turn)
+    text = drop_supplied(draft.text, state, pair)
+    if not text:
+        raise Rejected(
+            "empty_continuation",
+            "continuation: nothing but what the generation prompt already says; expected an answer",
+            draft.text,
+        )
+    # In a rendering only the message's own words can be astray, not what the template writes.
+    is_stray = (
+        any(has_stray_think_mark(said) for said in draft.said)
+        if draft.is_rendered
+        else has_stray_mark(text, state, pair)
+    )
+    stray = {"think_in_text"} if is_stray else set[str]()
+    closes = pair[1] in text
+    if state.kind != "open" or (closes and not draft.is_rendered) or draft.has_reasoning:
+        return draft.opening + text, frozenset(stray)
+    if settings.think == "reject":
+        raise Rejected(
+            "not_renderable",
+            f"continuation: the prompt opens a think block with {excerpt_of(pair[0])} and the "
+            f"continuation does not close it with {excerpt_of(pair[1])}; think: close would",
+            draft.text,
+        )
+    if closes:
+        return text, frozenset({*stray, "think_closed"})
+    if settings.think == "keep":
+        return draft.opening + text, frozenset(stray)
+    closing = facts.think_closing if facts.think_pair else spell_closing(state.supplied, pair)
+    opening = "" if draft.is_rendered or text.startswith(facts.opening) else facts.opening
+    return f"{closing}{opening}{text}", frozenset({*stray, "think_closed"})

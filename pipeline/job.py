@@ -1,0 +1,91 @@
+"""The whole job: lock the target, seal the inputs, answer at once where nothing changed, else build.
+
+What is heavy (transformers, datasets) is imported only when rows have to be made.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PrepareConfig, config_from_mapping
+from pipeline.errors import UsageError
+from pipeline.files import find_files, hash_file, spool_streams
+from pipeline.publish import MANIFEST, Target
+from pipeline.seal import make_seal
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a job left: the folder, its manifest, and whether it was there already."""
+
+    output: Path
+    manifest: dict[str, Any]
+    was_ready: bool
+
+    @property
+    def digest(self) -> str:
+        """The content digest of the set, in hex."""
+        return self.manifest["digest"]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Lines, rows, rejects and tokens of the job."""
+        return self.manifest["counts"]
+
+
+def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
+    """Turn JSONL examples into a sealed Arrow data set at ``config.output``.
+
+    Settings may be given as keywords instead. A target that already holds the set of this seal is
+    left as it is. Raises `UsageError` for wrong settings or paths, `UnreadableFile` for a file that
+    cannot be read to its end, and `DataRefused` where more than ``max_reject_rate`` of the lines
+    were rejected (they are then in ``OUTPUT.rejects.jsonl``, and nothing is published).
+
+    Example::
+
+        prepare(input="logs.jsonl", tokenizer="org/model", output="out/set").digest
+    """
+    if config is not None and settings:
+        raise UsageError(
+            f"prepare: found a config and {', '.join(settings)}; "
+            "expected one or the other (dataclasses.replace makes a changed config)"
+        )
+    config = config or config_from_mapping(settings, "prepare")
+    target = Target(config.output)
+    target.check(overwrite=config.overwrite, inputs=config.input)
+    with target.locked():
+        found = find_files(config.input)
+        target.check_sources([file.path for file in found])
+        target.check_sources(map(Path, filter(None, (config.tokenizer, config.chat_template))))
+        files = spool_streams(found, target.work)
+        seal = make_seal(config, {file.name: hash_file(file) for file in files})
+        if (ready := _find_ready(config, target, seal)) is not None:
+            target.clear()
+            return ready
+        from pipeline.build import build_set
+
+        try:
+            manifest = build_set(config, target, files, seal)
+        finally:
+            target.clear()
+    return Prepared(target.path, manifest, was_ready=False)
+
+
+def _find_ready(config: PrepareConfig, target: Target, seal: dict[str, Any]) -> Prepared | None:
+    """Return the set at the target where it is whole, of this seal, with few enough rejects."""
+    if not target.holds_set:
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads((target.path / MANIFEST).read_bytes())
+        sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+        is_whole = all((target.path / name).stat().st_size == size for name, size in sizes.items())
+        has_seal = manifest["seal"]["key"] == seal["key"]
+        counts = manifest["counts"]
+        is_accepted = counts["rejects"] <= config.max_reject_rate * counts["lines"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    is_ready = is_whole and has_seal and is_accepted
+    return Prepared(target.path, manifest, was_ready=True) if is_ready else None

@@ -1,0 +1,194 @@
+"""Never half a data set: write beside the target, then exchange the folders in one step.
+
+A killed job leaves the old set whole. What an earlier job left beside the target (its staging
+folder, or an old set that was being replaced) is put right at the next start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import UsageError
+
+MANIFEST = "manifest.json"
+"""The file whose presence makes a folder a sealed set; it is written last."""
+
+# Numbers of Linux: fcntl.h, fs.h, prctl.h.
+_AT_FDCWD, _RENAME_EXCHANGE, _PR_SET_PDEATHSIG = -100, 2, 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+_held_locks: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
+
+class Target:
+    """The output folder and its neighbours: staging, work and lock, all on the same file system."""
+
+    def __init__(self, output: str) -> None:
+        # Where the output is a link, the folder that it points to is replaced and the link stays.
+        self.path = Path(output).expanduser().resolve()
+        parent, name = self.path.parent, self.path.name
+        self.staging = parent / f".{name}.staging"
+        self.work = parent / f".{name}.work"
+        self.rejects = parent / f"{name}.rejects.jsonl"
+        self._old = parent / f".{name}.old"
+        self._lock = parent / f".{name}.lock"
+
+    @property
+    def holds_set(self) -> bool:
+        """True where a sealed set stands at the output; others have a file of that name too."""
+        try:
+            manifest: object = json.loads((self.path / MANIFEST).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(manifest, dict) and "digest" in manifest and "seal" in manifest
+
+    def check(self, *, overwrite: bool, inputs: Sequence[str] = ()) -> None:
+        """Refuse a target that must not be replaced, or that lies in a folder of ``inputs``.
+
+        Raises `UsageError`.
+        """
+        for item in inputs:
+            folder = Path(item).expanduser().absolute()
+            if folder.is_dir() and self.path.resolve().is_relative_to(folder.resolve()):
+                raise UsageError(
+                    f"output: {self.path} lies in the input folder {item}, where the next run would "
+                    "read it as input; choose a folder outside"
+                )
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"output: {self.path} is a file; expected a folder or a free name")
+        is_foreign = self.path.is_dir() and any(self.path.iterdir()) and not self.holds_set
+        if is_foreign and not overwrite:
+            raise UsageError(
+                f"output: {self.path} holds something that is not a set of ours; "
+                "choose another folder, or --overwrite to replace it"
+            )
+
+    def check_sources(self, paths: Iterable[Path]) -> None:
+        """Refuse to read what replacing the target would remove. Raises `UsageError`."""
+        for path in paths:
+            real = path.expanduser().resolve()
+            if real == self.rejects or real.is_relative_to(self.path):
+                raise UsageError(
+                    f"output: {path} is read, and lies where {self.path} is written; "
+                    "choose an output apart from the inputs"
+                )
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Hold the target for one job; the lock ends with the process, however that ends.
+
+        Raises `UsageError` where another job holds it, or the folder beside it cannot be written.
+        """
+        descriptor = self._take_lock()
+        _held_locks.add(descriptor)
+        try:
+            self._recover()
+            yield
+        finally:
+            # Unlinked while still held: who opened it meanwhile finds another inode and tries again.
+            self._lock.unlink(missing_ok=True)
+            _held_locks.discard(descriptor)
+            os.close(descriptor)
+
+    def _take_lock(self) -> int:
+        while True:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise UsageError(
+                    f"output: {self.path.parent}: {error.strerror}; expected a folder that can be written"
+                ) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_ino == self._lock.stat().st_ino:
+                    return descriptor
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                os.close(descriptor)
+                raise UsageError(
+                    f"output: another job is writing {self.path}; wait for it, or choose another output"
+                ) from error
+            os.close(descriptor)
+
+    def publish(self) -> None:
+        """Put the staging folder in the target's place; the old set, if any, is removed after."""
+        sync_tree(self.staging)
+        if not self.path.exists():
+            self.staging.rename(self.path)
+        elif not _exchange(self.staging, self.path):
+            # No atomic exchange on this file system: `_recover` mends a crash between the two.
+            self.path.rename(self._old)
+            self.staging.rename(self.path)
+        _sync(self.path.parent)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove what the job keeps beside the target."""
+        for folder in (self.staging, self.work, self._old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _recover(self) -> None:
+        if self._old.exists() and not self.path.exists():
+            self._old.rename(self.path)
+        self.clear()
+
+
+def _end_with_the_job() -> None:
+    """Leave the lock to the parent, in a child that it forks, and end when the parent does.
+
+    The workers of a killed job would wait for ever, and hold its target as long.
+    """
+    if not _held_locks:
+        return
+    for descriptor in _held_locks:
+        os.close(descriptor)
+    _held_locks.clear()
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+os.register_at_fork(after_in_child=_end_with_the_job)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below ``folder`` to the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root) / name)
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Exchange two paths atomically (Linux renameat2); return False where that can't be done."""
+    renameat2 = getattr(_LIBC, "renameat2", None)
+    if renameat2 is None:
+        return False
+    if (
+        renameat2(_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE)
+        == 0
+    ):
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(right))

@@ -1,0 +1,121 @@
+"""The seal: the record of all that determined the tokens of a set, and its comparison.
+
+Two sets with the same seal hold the same tokens. The part made from files, settings and versions
+(`seal_key`) is cheap, so a finished job is recognised without loading a tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import PrepareConfig
+from pipeline.errors import SealMismatch, UsageError
+from pipeline.server import SERVER_VERSIONS
+from pipeline.tokenizer_files import find_tokenizer_folder, hash_tokenizer_files
+
+if TYPE_CHECKING:
+    from pipeline.encode import TextEncoder
+    from pipeline.source import FileRecord
+    from pipeline.template import ChatTemplates
+
+SEAL_FORMAT = 1
+"""Raised when the same inputs would no longer give the same rows."""
+
+# Libraries whose release can change a rendered text or an id.
+_VERSIONED = ("context-frozen", "transformers", "tokenizers", "jinja2")
+
+
+def make_seal(config: PrepareConfig, files: Mapping[str, str]) -> dict[str, Any]:
+    """Return the cheap part of the seal.
+
+    ``files`` maps the name of each input file to the sha256 of its bytes on disk. Raises
+    `UsageError` where the tokenizer or the template file is missing.
+    """
+    folder = find_tokenizer_folder(config.tokenizer)
+    seal: dict[str, Any] = {
+        "format": SEAL_FORMAT,
+        "input": dict(sorted(files.items())),
+        "tokenizer": {"files": hash_tokenizer_files(folder)},
+        "chat_template": _hash_text_file(config.chat_template),
+        "server": {"name": config.server, "version": SERVER_VERSIONS[config.server]},
+        "settings": config.sealed_settings(),
+        "versions": {name: metadata.version(name) for name in _VERSIONED},
+    }
+    return {**seal, "key": hash_json(seal)}
+
+
+def complete_seal(
+    seal: Mapping[str, Any],
+    encoder: TextEncoder,
+    templates: ChatTemplates,
+    records: Sequence[FileRecord],
+) -> dict[str, Any]:
+    """Return the seal with what only a loaded tokenizer can tell: its ids and its templates.
+
+    Raises `UsageError` where an input file changed between its hashing and its reading.
+    """
+    read = {record.name: record.sha256 for record in records}
+    changed = [name for name, digest in seal["input"].items() if read.get(name) != digest]
+    if changed:
+        raise UsageError(
+            f"input: {changed[0]} changed while it was read; expected files that stand still, run again"
+        )
+    return {
+        **seal,
+        "tokenizer": {**seal["tokenizer"], **describe_encoder(encoder)},
+        "templates": templates.sha256_by_name,
+    }
+
+
+def describe_encoder(encoder: TextEncoder) -> dict[str, Any]:
+    """Return what a loaded tokenizer is known by: class, number of ids, hash of its backend's state."""
+    return {
+        "class": type(encoder.tokenizer).__name__,
+        "vocabulary_size": encoder.vocabulary_size,
+        "backend_sha256": hash_json(encoder.state),
+    }
+
+
+def hash_json(value: object) -> str:
+    """Return the sha256 (hex) of a value as canonical JSON: sorted keys, no spaces, ASCII."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file_bytes(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_tokenizer(
+    seal: Mapping[str, Any], encoder: TextEncoder, templates: ChatTemplates
+) -> None:
+    """Refuse a tokenizer or template that is not the one the set was made with.
+
+    Raises `SealMismatch` with the key that differs.
+    """
+    remedy = "load the set with the tokenizer it was made for, or prepare it again"
+    made: Mapping[str, Any] = seal["tokenizer"]
+    # The class may differ: equal backends give equal ids under any class.
+    found = describe_encoder(encoder)["backend_sha256"]
+    if made["backend_sha256"] != found:
+        raise SealMismatch("seal.tokenizer.backend_sha256", made["backend_sha256"], found, remedy)
+    if seal["chat_template"] is None and seal["templates"] != templates.sha256_by_name:
+        raise SealMismatch("seal.templates", seal["templates"], templates.sha256_by_name, remedy)
+
+
+def _hash_text_file(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"chat_template: {path}: {error.strerror}; expected a Jinja file"
+        ) from error

@@ -1,0 +1,97 @@
+"""How an inference server rewrites a chat request before its template runs.
+
+A dialect is one server's rules at one version. It turns a request into prompt text (or, where the
+server bypasses Jinja, into ids) and refuses with `Rejected` where the server refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.template import ChatTemplates
+
+SERVER_VERSIONS: Final = {"vllm": "0.33.0", "sglang": "0.5.23", "plain": ""}
+"""The release of each server whose rules are reproduced; ``plain`` has none but transformers'."""
+
+Message = dict[str, Any]
+"""One chat message as JSON gives it: ``role``, ``content`` and what the format adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat request as a client would send it; nothing in it has been rewritten yet."""
+
+    messages: Sequence[Message]
+    tools: Sequence[dict[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """What a server makes of a request.
+
+    ``text`` is the prompt; ``ids`` is set only where the server writes ids without a template
+    (then ``text`` is their decoding); ``flags`` is a subset of `pipeline.types.FLAGS`.
+    """
+
+    text: str
+    flags: tuple[str, ...] = ()
+    ids: tuple[int, ...] | None = None
+
+
+class Dialect(Protocol):
+    """One server's rules."""
+
+    @property
+    def name(self) -> str:
+        """What ``server:`` says."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The server's version whose rules these are; part of the seal."""
+        ...
+
+    def render_prompt(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:
+        """Return the prompt that the server builds, generation prompt included.
+
+        Raises `Rejected` (``server_refused``, ``template_refused``, ``unsupported_content``).
+        """
+        ...
+
+    def render_turn(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:
+        """Return the text of a finished conversation whose last message is the assistant's.
+
+        The same rewriting as `render_prompt`, without the generation prompt: what the template
+        makes of a message, from which a continuation is cut.
+        """
+        ...
+
+
+def load_dialect(
+    name: str, options: Mapping[str, Any], model_type: str | None, folder: Path | None = None
+) -> Dialect:
+    """Return the dialect called ``name`` (``vllm``, ``sglang`` or ``plain``).
+
+    ``options`` are the server's own flags (``content_format``, ...); ``model_type`` is that of the
+    model's ``config.json`` and ``folder`` the tokenizer's, by which servers choose a renderer that
+    is not Jinja.
+    Raises `UsageError` for an unknown name or option, and for a renderer that is not reproduced.
+    """
+    from pipeline.server.plain import PlainDialect
+    from pipeline.server.sglang import SglangDialect
+    from pipeline.server.vllm import VllmDialect
+
+    if name == "vllm":
+        return VllmDialect.from_options(options, model_type, folder)
+    if name == "sglang":
+        return SglangDialect.from_options(options, model_type)
+    if name == "plain":
+        return PlainDialect.from_options(options)
+    raise UsageError(f"server: unknown dialect {name!r}; expected vllm, sglang or plain")

@@ -1,0 +1,213 @@
+"""Tables (Parquet and Arrow files) -> the lines that a JSONL file of their rows would have.
+
+Each row becomes one line of JSON that we write, so everything after it is the same for both. Only
+the columns that some shape reads are read (`pipeline.formats.KNOWN_KEYS`), batch by batch. Nothing
+is given another type: what JSON cannot say exactly is a reject (`pipeline.cells`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.cells import Decoder, find_decoder, write_json
+from pipeline.errors import Rejected, UnreadableFile, excerpt_of
+from pipeline.files import SourceFile, hash_file, unreadable
+from pipeline.formats import KNOWN_KEYS
+from pipeline.source import (
+    MAX_LINE_BYTES,
+    FileRecord,
+    LoadedLines,
+    Reading,
+    SourceLine,
+    load_lines,
+    open_lines,
+)
+
+TABLE_SUFFIXES: Final = (".parquet", ".arrow")
+
+_BATCH_BYTES: Final = 4 * 2**20
+"""Arrow data that is held as Python objects at once; those take several times as much."""
+_BUFFER_BYTES: Final = 2**20
+_MOST_ROWS: Final = 1024
+
+_FILE_MAGIC: Final = b"ARROW1"
+_STREAM_END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""Arrow's IPC formats: how a file begins, and how a stream ends."""
+
+
+def load_table_lines(
+    files: Sequence[SourceFile], cache_file: Path, max_line_bytes: int = MAX_LINE_BYTES
+) -> LoadedLines:
+    """Write the rows of tables, and the lines of other files among them, to ``cache_file``.
+
+    As `load_lines`: the columns ``file``, ``line`` (a row's number, from 1) and ``text``. A record's
+    ``bytes`` and ``sha256`` are those of the Parquet or Arrow file.
+
+    Raises:
+        UnreadableFile: as `open_table` and `load_lines`; nothing is written then.
+    """
+    return load_lines(files, cache_file, max_line_bytes, open_file=_open_file)
+
+
+def is_table(file: SourceFile) -> bool:
+    """Say whether a file is read as a table: by the end of its name."""
+    return file.path.name.lower().endswith(TABLE_SUFFIXES)
+
+
+def open_table(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Reading:
+    """Return the reading of a Parquet or Arrow file, one line per row.
+
+    Columns of datasets' type Json are read from the JSON text that they hold where it can only stand
+    for objects; where it may stand for text they are refused, since ``"42"`` and ``42`` are one there.
+
+    Raises:
+        UnreadableFile: while it is read, for a file that is damaged, that has no column that a shape
+            knows, or one that is refused for its type.
+    """
+    return _TableReading(file, max_line_bytes)
+
+
+def _open_file(file: SourceFile, max_line_bytes: int) -> Reading:
+    return (open_table if is_table(file) else open_lines)(file, max_line_bytes)
+
+
+class _TableReading:
+    """Yields the rows of one table as lines, and counts them."""
+
+    def __init__(self, file: SourceFile, max_line_bytes: int) -> None:
+        self._file = file
+        self._max_line_bytes = max_line_bytes
+        self._rows = 0
+
+    def __iter__(self) -> Iterator[SourceLine]:
+        try:
+            for batch in _read_batches(self._file.path):
+                decode = self._decoder_of(batch.schema)
+                step = _fitting_rows(batch.nbytes, batch.num_rows)
+                for start in range(0, batch.num_rows, step):
+                    yield from self._lines_of(batch.slice(start, step), decode)
+        except (pa.ArrowException, OSError) as error:
+            # Arrow raises an OSError without a number for a file that is damaged.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise unreadable(self._file, self._rows + 1, error) from error
+            reason = f"not a whole table ({excerpt_of(str(error))}); restore the file"
+            raise UnreadableFile(self._file.name, self._rows + 1, reason) from error
+
+    def record(self) -> FileRecord:
+        """Return what the job keeps of the file; only after the last row."""
+        return FileRecord(
+            name=self._file.name,
+            bytes=self._file.path.stat().st_size,
+            sha256=hash_file(self._file),
+            lines=self._rows,
+            blank_lines=0,
+        )
+
+    def _decoder_of(self, schema: pa.Schema) -> Decoder | None:
+        if not schema.names:
+            reason = (
+                "none of its columns is part of a shape; expected messages, prompt and completion, "
+                "or others of docs/formats.md"
+            )
+            raise UnreadableFile(self._file.name, 1, reason)
+        try:
+            return find_decoder(schema)
+        except Rejected as error:
+            raise UnreadableFile(self._file.name, 1, error.reason) from error
+
+    def _lines_of(self, rows: pa.RecordBatch, decode: Decoder | None) -> Iterator[SourceLine]:
+        for row in _values_of(rows):
+            self._rows += 1
+            try:
+                if isinstance(row, Rejected):
+                    raise row
+                text = write_json(row if decode is None else decode(row))
+                size = len(text.encode())
+                if size > self._max_line_bytes:
+                    reason = f"{size} bytes of JSON, expected at most {self._max_line_bytes}"
+                    raise Rejected("line_too_long", f"{reason}; split the example", text)
+                yield SourceLine(self._rows, text)
+            except Rejected as error:
+                yield SourceLine(self._rows, None, error)
+
+
+def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the known columns of a table, batch by batch."""
+    if path.name.lower().endswith(".parquet"):
+        yield from _read_parquet(path)
+        return
+    with pa.memory_map(str(path)) as mapped:
+        is_stream = mapped.read(len(_FILE_MAGIC)) != _FILE_MAGIC
+        # Arrow takes a stream that was cut between two batches for a whole one.
+        mapped.seek(max(mapped.size() - len(_STREAM_END), 0))
+        if is_stream and mapped.read() != _STREAM_END:
+            raise pa.ArrowInvalid("the mark at the end of the stream is missing")
+        mapped.seek(0)
+        yield from _read_stream(mapped) if is_stream else _read_file(mapped)
+
+
+def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+    # Without buffers each row group would be in memory whole.
+    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table:
+        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+        size = sum(group.total_byte_size for group in groups)
+        yield from table.iter_batches(
+            batch_size=_fitting_rows(size, table.metadata.num_rows),
+            columns=_known_columns(table.schema_arrow),
+            use_threads=False,
+        )
+
+
+def _read_stream(mapped: pa.MemoryMappedFile) -> Iterator[pa.RecordBatch]:
+    with pa.ipc.open_stream(mapped) as batches:
+        names = _known_columns(batches.schema)
+        for batch in batches:
+            yield batch.select(names)
+
+
+def _read_file(mapped: pa.MemoryMappedFile) -> Iterator[pa.RecordBatch]:
+    with pa.ipc.open_file(mapped) as table:
+        names = _known_columns(table.schema)
+        for index in range(table.num_record_batches):
+            yield table.get_batch(index).select(names)
+
+
+def _known_columns(schema: pa.Schema) -> list[str]:
+    names = [name for name in schema.names if name in KNOWN_KEYS]
+    if len(set(names)) != len(names):
+        raise pa.ArrowInvalid(f"two columns have one name: {', '.join(sorted(names))}")
+    return names
+
+
+def _fitting_rows(size: int, rows: int) -> int:
+    """Return how many of ``rows`` rows of ``size`` bytes in all fit in `_BATCH_BYTES`; at least 1."""
+    return max(1, min(_MOST_ROWS, _BATCH_BYTES * rows // max(size, 1)))
+
+
+def _values_of(rows: pa.RecordBatch) -> Iterator[dict[str, Any] | Rejected]:
+    """Yield each row as Python values, keys that are null left out, or why it has none."""
+    try:
+        values: list[dict[str, Any]] = rows.to_pylist()
+    except UnicodeDecodeError as error:
+        if rows.num_rows == 1:
+            yield _bad_encoding(error)
+            return
+        for index in range(rows.num_rows):
+            yield from _values_of(rows.slice(index, 1))
+        return
+    for row in values:
+        yield {name: value for name, value in row.items() if value is not None}
+
+
+def _bad_encoding(error: UnicodeDecodeError) -> Rejected:
+    around = error.object[max(error.start - 20, 0) : error.end + 20]
+    reason = (
+        f"byte 0x{error.object[error.start]:02x} of a text is not UTF-8 ({error.reason}); "
+        "write the column again as UTF-8"
+    )
+    return Rejected("bad_encoding", reason, around.decode("utf-8", "backslashreplace"))

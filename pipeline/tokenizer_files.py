@@ -1,0 +1,125 @@
+"""The files of a tokenizer folder that determine ids, templates and stop tokens.
+
+Nothing heavy is imported, so that a finished job can be recognised before transformers loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.errors import UsageError
+
+# Everything that transformers reads for a tokenizer; config.json because its model_type decides
+# which class transformers 5 builds, generation_config.json for the stop ids.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+)
+_PATTERNS = (
+    *TOKENIZER_FILES,
+    "additional_chat_templates/*.jinja",
+    "tokenizer.*.json",  # older forms that tokenizer_config.json may choose
+    "*.model",  # SentencePiece, from which a folder without tokenizer.json is converted
+    "tokenizer.model.v*",
+    "*.tiktoken",
+    "*.py",  # runs only where trust_remote_code lets it, and then decides everything
+)
+
+
+def find_tokenizer_folder(path: str) -> Path:
+    """Return the folder of a tokenizer given as a folder or as a Hub name.
+
+    A Hub name is fetched (or taken from the local cache) with ``huggingface_hub``, tokenizer files
+    only. Raises `UsageError` where nothing is found.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not hash_tokenizer_files(folder):
+            raise UsageError(
+                f"tokenizer: {path}: no tokenizer file in this folder; "
+                "expected tokenizer.json and its neighbours"
+            )
+        return folder
+    if folder.exists():
+        raise UsageError(f"tokenizer: {path} is a file; expected the folder that holds it")
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UsageError(
+            f"tokenizer: {path}: no such folder; expected a folder or a Hub name like org/model"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(_PATTERNS)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UsageError(
+            f"tokenizer: {path}: neither a folder nor to be had from the Hub ({type(error).__name__}); "
+            "check the name, or download it first and give the folder"
+        ) from error
+
+
+def hash_tokenizer_files(folder: Path) -> dict[str, str]:
+    """Return the sha256 (hex) of each tokenizer file in ``folder``, by relative name."""
+    found = sorted(
+        {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    )
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in found
+    }
+
+
+def read_model_config(folder: Path | None) -> dict[str, Any]:
+    """Return ``config.json`` of the folder, or nothing where there is none."""
+    return _read_json(folder, "config.json")
+
+
+def read_model_type(folder: Path | None) -> str | None:
+    """Return ``model_type`` of the model, by which servers choose a renderer."""
+    model_type = read_model_config(folder).get("model_type")
+    return model_type if isinstance(model_type, str) else None
+
+
+def read_position_limit(folder: Path | None) -> int | None:
+    """Return the most tokens that the model can take, from its ``config.json``, or None."""
+    config = read_model_config(folder)
+    text_config = config.get("text_config")
+    for settings in (config, text_config if isinstance(text_config, dict) else {}):
+        for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+            limit = cast("dict[str, Any]", settings).get(name)
+            if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+                return limit
+    return None
+
+
+def read_stop_ids(folder: Path | None) -> frozenset[int]:
+    """Return the ids at which the server stops, from ``generation_config.json``."""
+    stop: object = _read_json(folder, "generation_config.json").get("eos_token_id")
+    ids = stop if isinstance(stop, list) else [stop]
+    return frozenset(id_ for id_ in ids if isinstance(id_, int) and not isinstance(id_, bool))
+
+
+def _read_json(folder: Path | None, name: str) -> dict[str, Any]:
+    if folder is None or not (folder / name).is_file():
+        return {}
+    try:
+        values: object = json.loads((folder / name).read_bytes())
+    except ValueError as error:
+        raise UsageError(f"tokenizer: {folder / name}: {error}; expected JSON") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"tokenizer: {folder / name}: expected a JSON object")
+    return cast("dict[str, Any]", values)

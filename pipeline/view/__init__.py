@@ -1,0 +1,1 @@
+"""What a person looks at: the token view and the card of a set."""

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Makes the environment and passes lint, types and tests. Extra arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/pyright
+.venv/bin/pytest --numprocesses "${WORKERS:-2}" "$@"

@@ -1,0 +1,80 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from pipeline.config import PrepareConfig
+
+# The tests show that nothing needs the network: no file is looked for on the Hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Machines differ in speed: how long one case takes says nothing of the rule that it tests.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def require_shared(part: str) -> Path:
+    """Return a folder or file of the large real test assets, or skip where they are absent."""
+    path = SHARED / part
+    if not path.exists():
+        pytest.skip(f"the large test assets are not beside the repository: {part} is missing")
+    return path
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
+    """Write a JSONL file, a row given as text as it is, and return its path."""
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of large real test assets (tokenizers, templates, conversations)."""
+    return require_shared("assets").parent
+
+
+@pytest.fixture(scope="session")
+def bundled_tokenizer() -> Path:
+    """The small byte-level tokenizer with its chat template."""
+    return ROOT / "configs" / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def bundled_examples() -> Path:
+    """The JSONL file of the quickstart."""
+    return ROOT / "configs" / "data" / "examples.jsonl"
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, bundled_tokenizer: Path) -> Callable[..., PrepareConfig]:
+    """Return a function that makes a config: bundled tokenizer, one process, output in ``tmp_path``."""
+
+    def make(input: str | Path | Sequence[str | Path], **settings: Any) -> PrepareConfig:
+        paths = [input] if isinstance(input, (str, Path)) else input
+        values: dict[str, Any] = {
+            "tokenizer": str(bundled_tokenizer),
+            "output": str(tmp_path / "set"),
+            "num_proc": 1,
+            **settings,
+        }
+        return PrepareConfig(input=tuple(map(str, paths)), **values)
+
+    return make

@@ -1,0 +1,175 @@
+"""The boundary: labels' place is known by construction, nothing is longer than max_len."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.boundary import (
+    BoundedRow,
+    FittedContext,
+    LengthPolicy,
+    cut_left,
+    fit_context,
+    hash_context,
+    join_row,
+)
+from pipeline.encode import Ids
+from pipeline.errors import Rejected
+
+BOS = 1
+CONTEXTS = st.lists(st.integers(0, 9), min_size=1, max_size=40)
+
+
+def ids_of(*ids: int) -> Ids:
+    return np.array(ids, np.int32)
+
+
+# ---- fitting
+
+
+@given(
+    CONTEXTS, st.integers(0, 30), st.integers(2, 40), st.sampled_from([None, BOS]), st.booleans()
+)
+def test_a_cut_row_fits_and_keeps_the_end_of_its_context(
+    context: list[int], continuation_len: int, max_len: int, bos_id: int | None, is_raw: bool
+) -> None:
+    policy = LengthPolicy(max_len, "cut_left", bos_id)
+    room = max_len - continuation_len
+    if room < 1:
+        with pytest.raises(Rejected) as caught:
+            fit_context(ids_of(*context), continuation_len, policy, is_raw=is_raw)
+        assert caught.value.code == "continuation_too_long"
+        return
+    fitted = fit_context(ids_of(*context), continuation_len, policy, is_raw=is_raw)
+    kept = fitted.ids.tolist()
+    assert 1 <= len(kept) == min(len(context), room)
+    assert fitted.dropped_tokens == len(context) - len(kept)
+    assert fitted.ids.dtype == np.int32
+    # The last token predicts the first of the continuation: it is never dropped.
+    assert kept[-1] == context[-1]
+    keeps_bos = bos_id is not None and context[0] == bos_id and room >= 2
+    tail = kept[1:] if keeps_bos else kept
+    assert tail == context[len(context) - len(tail) :]
+    assert not keeps_bos or kept[0] == bos_id
+    was_cut = len(kept) < len(context)
+    assert fitted.flags == (
+        () if not was_cut else ("truncated", "raw_cut") if is_raw else ("truncated",)
+    )
+
+
+@pytest.mark.parametrize("overlong", ["drop_turns", "cut_left", "reject"])
+@pytest.mark.parametrize("length", [1, 5, 6])
+def test_what_fits_exactly_is_left_alone_by_every_policy(overlong: str, length: int) -> None:
+    context = np.arange(length, dtype=np.int32)
+    fitted = fit_context(context, 10 - length, LengthPolicy(10, overlong), is_raw=True)
+    assert fitted.ids is context
+    assert (fitted.dropped_tokens, fitted.dropped_messages, fitted.flags) == (0, 0, ())
+
+
+def test_one_token_too_many_is_cut_or_refused() -> None:
+    context = np.arange(6, dtype=np.int32)
+    cut = fit_context(context, 5, LengthPolicy(10, "cut_left"), is_raw=False)
+    assert cut.ids.tolist() == [1, 2, 3, 4, 5]
+    assert (cut.dropped_tokens, cut.flags) == (1, ("truncated",))
+    with pytest.raises(
+        Rejected, match="context 6 \\+ continuation 5 tokens are over max_len 10"
+    ) as caught:
+        fit_context(context, 5, LengthPolicy(10, "reject"), is_raw=False)
+    assert caught.value.code == "too_long"
+
+
+def test_a_leading_bos_stays_and_is_counted_as_kept() -> None:
+    context = ids_of(BOS, 10, 11, 12, 13)
+    fitted = fit_context(context, 2, LengthPolicy(5, "cut_left", BOS), is_raw=False)
+    assert fitted.ids.tolist() == [BOS, 12, 13]
+    assert fitted.dropped_tokens == 2
+
+
+def test_where_one_token_fits_it_is_the_last_not_the_bos() -> None:
+    # The last context token predicts the continuation; a lone BOS would predict it from nothing.
+    assert cut_left(ids_of(BOS, 10, 11), 1, BOS).tolist() == [11]
+
+
+def test_an_id_like_the_bos_that_does_not_lead_is_no_bos() -> None:
+    assert cut_left(ids_of(10, BOS, 11, 12), 2, BOS).tolist() == [11, 12]
+    assert cut_left(ids_of(0, 10, 11, 12), 2, None).tolist() == [11, 12]
+
+
+def test_bos_id_zero_is_a_bos() -> None:
+    assert cut_left(ids_of(0, 10, 11, 12), 2, 0).tolist() == [0, 12]
+
+
+@pytest.mark.parametrize("overlong", ["drop_turns", "cut_left", "reject"])
+@pytest.mark.parametrize("continuation_len", [10, 11, 500])
+def test_a_continuation_that_leaves_no_room_is_refused_whatever_the_policy(
+    overlong: str, continuation_len: int
+) -> None:
+    with pytest.raises(Rejected) as caught:
+        fit_context(ids_of(7), continuation_len, LengthPolicy(10, overlong), is_raw=False)
+    assert caught.value.code == "continuation_too_long"
+    assert str(continuation_len) in caught.value.reason
+
+
+def test_a_context_of_no_token_is_refused() -> None:
+    with pytest.raises(Rejected) as caught:
+        fit_context(ids_of(), 1, LengthPolicy(10), is_raw=True)
+    assert caught.value.code == "empty_context"
+
+
+def test_cutting_leaves_the_given_ids_as_they_were() -> None:
+    context = ids_of(BOS, 2, 3, 4, 5)
+    fit_context(context, 1, LengthPolicy(3, "cut_left", BOS), is_raw=False)
+    assert context.tolist() == [BOS, 2, 3, 4, 5]
+
+
+# ---- rows
+
+
+@given(CONTEXTS, st.lists(st.integers(0, 9), max_size=20))
+def test_a_row_is_context_then_continuation(context: list[int], continuation: list[int]) -> None:
+    row = join_row(FittedContext(ids_of(*context)), ids_of(*continuation), ())
+    assert row.input_ids.tolist() == context + continuation
+    assert row.input_ids.dtype == np.int32
+    assert row.context_len == len(context)
+    assert row.total_len == len(context) + len(continuation)
+
+
+def test_a_row_carries_what_was_dropped_and_each_flag_once_in_order() -> None:
+    fitted = FittedContext(ids_of(1), 3, 2, ("truncated", "raw_cut"))
+    row = join_row(fitted, ids_of(2), ("think_closed", "double_bos", "truncated", "double_bos"))
+    assert row.flags == ("double_bos", "raw_cut", "think_closed", "truncated")
+    assert (row.dropped_tokens, row.dropped_messages) == (3, 2)
+
+
+# ---- context hash
+
+
+def test_the_context_hash_is_half_a_sha256_of_little_endian_int32() -> None:
+    expected = hashlib.sha256(struct.pack("<3i", 5, 70000, 0)).digest()[:16].hex()
+    assert hash_context(ids_of(5, 70000, 0)) == expected
+    assert hash_context(np.array([5, 70000, 0], np.int64)) == expected  # pyright: ignore[reportArgumentType]
+
+
+def test_rows_of_one_context_share_its_hash_whatever_follows() -> None:
+    context = FittedContext(ids_of(1, 2, 3))
+    hashes = {join_row(context, ids_of(*tail), ()).context_hash for tail in [(4,), (5, 6), (3, 3)]}
+    assert hashes == {hash_context(ids_of(1, 2, 3))}
+
+
+@given(CONTEXTS, CONTEXTS)
+def test_contexts_have_equal_hashes_only_where_they_are_equal(
+    left: list[int], right: list[int]
+) -> None:
+    assert (hash_context(ids_of(*left)) == hash_context(ids_of(*right))) == (left == right)
+
+
+def test_the_boundary_is_part_of_the_hash_not_of_the_ids() -> None:
+    ids = ids_of(1, 2, 3, 4)
+    early, late = BoundedRow(ids, 2, 0, 0, ()), BoundedRow(ids, 3, 0, 0, ())
+    assert early.context_hash != late.context_hash

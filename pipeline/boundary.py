@@ -7,35 +7,40 @@ from lengths, never from comparing ids with pad or end-of-sequence tokens.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.encode import Ids
 from pipeline.errors import Rejected
+from pipeline.server import Message
+from pipeline.turns import EncodeMessages, KeptTurns, cut_inside, drop_turns, measure_head
 
 
 @dataclass(frozen=True, slots=True)
 class LengthPolicy:
-    """What may happen to a row that is longer than ``max_len`` tokens."""
+    """What may happen to a row that is longer than ``max_len`` tokens.
+
+    ``overlong`` is for contexts (``drop_turns``, ``cut_left``, ``reject``), ``overlong_last_turn``
+    for one that is too long without its droppable turns (``cut_left``, ``reject``),
+    ``overlong_continuation`` for continuations (``reject``, ``cut_right``) that exceed
+    ``max_continuation`` tokens or leave less than ``min_context`` tokens for the context.
+    """
 
     max_len: int
     overlong: str = "drop_turns"
+    overlong_last_turn: str = "cut_left"
+    overlong_continuation: str = "reject"
+    min_context: int = 1
+    max_continuation: int | None = None
     bos_id: int | None = None
 
-    def context_room(self, continuation_len: int) -> int:
-        """Return the tokens left for the context, at least 1.
-
-        Raises `Rejected` (``continuation_too_long``) where the continuation alone does not fit.
-        """
-        room = self.max_len - continuation_len
-        if room < 1:
-            raise Rejected(
-                "continuation_too_long",
-                f"continuation: {continuation_len} tokens leave no room for a context within max_len "
-                f"{self.max_len}; raise max_len or shorten it",
-            )
-        return room
+    @property
+    def continuation_limit(self) -> int:
+        """Most tokens of a continuation, its end of turn included."""
+        room = self.max_len - self.min_context
+        return room if self.max_continuation is None else min(room, self.max_continuation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,31 +82,94 @@ def hash_context(context_ids: Ids) -> str:
     return hashlib.sha256(context_ids.astype("<i4", copy=False).tobytes()).hexdigest()[:32]
 
 
+def fit_continuation(ids: Ids, policy: LengthPolicy) -> tuple[Ids, tuple[str, ...]]:
+    """Return a continuation that fits, and its flags: cut from the right it has no end of turn.
+
+    Raises `Rejected` (``continuation_too_long``) where the policy says so.
+    """
+    limit = policy.continuation_limit
+    if len(ids) <= limit:
+        return ids, ()
+    if policy.overlong_continuation == "cut_right" and limit >= 1:
+        return ids[:limit], ("continuation_cut",)
+    raise Rejected(
+        "continuation_too_long",
+        f"continuation: {len(ids)} tokens, at most {limit} fit beside a context within max_len "
+        f"{policy.max_len}; raise max_len or shorten it",
+    )
+
+
 def fit_context(
-    context_ids: Ids, continuation_len: int, policy: LengthPolicy, *, is_raw: bool
+    context_ids: Ids,
+    continuation_len: int,
+    policy: LengthPolicy,
+    *,
+    is_raw: bool,
+    messages: Sequence[Message] = (),
+    encode: EncodeMessages | None = None,
 ) -> FittedContext:
-    """Return the context cut to what ``policy`` leaves beside ``continuation_len`` tokens.
+    """Return the context shortened to what ``policy`` leaves beside ``continuation_len`` tokens.
 
-    ``is_raw`` says that the context came as text, which can only be cut or rejected. Raises
-    `Rejected` (``too_long``, ``continuation_too_long``, ``empty_context``).
+    ``is_raw`` says that the context came as text, which can only be cut or rejected; else
+    ``messages`` and ``encode`` let turns be dropped. Raises `Rejected` (``too_long``,
+    ``empty_context``).
 
-    >>> fit_context(np.arange(5, dtype=np.int32), 2, LengthPolicy(4, "cut_left", bos_id=0), is_raw=False).ids
+    >>> policy = LengthPolicy(4, "cut_left", bos_id=0)
+    >>> fit_context(np.arange(5, dtype=np.int32), 2, policy, is_raw=False).ids
     array([0, 4], dtype=int32)
     """
     if not len(context_ids):
         raise Rejected("empty_context", "context: no token at all; expected at least one")
-    room = policy.context_room(continuation_len)
+    room = policy.max_len - continuation_len
     if len(context_ids) <= room:
         return FittedContext(context_ids)
-    if policy.overlong == "reject":
-        raise Rejected(
-            "too_long",
-            f"context {len(context_ids)} + continuation {continuation_len} tokens are over max_len "
-            f"{policy.max_len}; raise max_len, or choose overlong: drop_turns or cut_left",
+    if policy.overlong == "drop_turns" and not is_raw and encode is not None:
+        fitted = _drop_turns(context_ids, room, policy, messages, encode)
+    elif policy.overlong == "reject":
+        raise _too_long(
+            context_ids, continuation_len, policy, "choose overlong: drop_turns or cut_left"
         )
-    kept = cut_left(context_ids, room, policy.bos_id)
-    flags = ("truncated", "raw_cut") if is_raw else ("truncated",)
-    return FittedContext(kept, dropped_tokens=len(context_ids) - len(kept), flags=flags)
+    else:
+        kept = cut_left(context_ids, room, policy.bos_id)
+        flags = ("truncated", "raw_cut") if is_raw else ("truncated",)
+        fitted = FittedContext(kept, len(context_ids) - len(kept), 0, flags)
+    if fitted is None:
+        raise _too_long(
+            context_ids, continuation_len, policy, "choose overlong_last_turn: cut_left"
+        )
+    if len(fitted.ids) < policy.min_context:
+        raise _too_long(context_ids, continuation_len, policy, "lower min_context")
+    return fitted
+
+
+def _drop_turns(
+    context_ids: Ids,
+    room: int,
+    policy: LengthPolicy,
+    messages: Sequence[Message],
+    encode: EncodeMessages,
+) -> FittedContext | None:
+    """Return the context without its oldest turns; None where even that is too long to keep whole."""
+    kept = drop_turns(messages, room, encode) or KeptTurns(context_ids, tuple(messages), 0)
+    ids = kept.ids
+    if len(ids) > room:
+        if policy.overlong_last_turn == "reject":
+            return None
+        head_len = measure_head(kept.messages, ids, encode)
+        ids = cut_inside(ids, head_len, room)
+        ids = cut_left(kept.ids, room, policy.bos_id) if ids is None else ids
+    flags = ("truncated", "turns_dropped") if kept.dropped_messages else ("truncated",)
+    return FittedContext(ids, len(context_ids) - len(ids), kept.dropped_messages, flags)
+
+
+def _too_long(
+    context_ids: Ids, continuation_len: int, policy: LengthPolicy, remedy: str
+) -> Rejected:
+    return Rejected(
+        "too_long",
+        f"context {len(context_ids)} + continuation {continuation_len} tokens are over max_len "
+        f"{policy.max_len}; raise max_len, or {remedy}",
+    )
 
 
 def cut_left(context_ids: Ids, room: int, bos_id: int | None) -> Ids:

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused, UsageError
 from pipeline.publish import MANIFEST, Target
-from pipeline.row_map import ENTRY_SCHEMA, LINE_DIGEST, REJECT, ROW_DIGEST, RowMapper
+from pipeline.row_map import ENTRY_SCHEMA, LINE_DIGEST, REJECT, ROW_DIGEST, SPLIT, RowMapper
 from pipeline.row_table import sum_digests
 from pipeline.rows import RowBuilder
 from pipeline.seal import complete_seal, hash_file_bytes
@@ -55,15 +55,13 @@ def build_set(
     _judge(config, target, rejects, lines)
     is_row = np.equal(entries.data.column(REJECT).is_null().to_numpy(), True)
     is_row[list(duplicates)] = False
-    rows = _select_rows(entries, is_row, config.columns)
-    digests = entries.data.column(ROW_DIGEST).filter(pa.array(is_row)).to_pylist()
-    _save(config, target, rows)
+    kept = entries.data.filter(pa.array(is_row))
+    splits = _select_splits(entries, is_row, config)
+    _save(target, splits)
     manifest = {
-        "digest": sum_digests(digests),
+        "digest": sum_digests(kept.column(ROW_DIGEST).to_pylist()),
         "seal": seal,
-        "counts": _count(
-            loaded.records, lines, rows, rejects, entries.data.filter(pa.array(is_row))
-        ),
+        "counts": _count(loaded.records, lines, splits, rejects, kept),
         "config": config.to_dict(),
     }
     _finish(target, manifest, rejects)
@@ -139,21 +137,32 @@ def _judge(config: PrepareConfig, target: Target, rejects: Sequence[Reject], lin
     )
 
 
-def _select_rows(
-    entries: datasets.Dataset, is_row: np.ndarray[Any, np.dtype[np.bool_]], columns: str
-) -> datasets.Dataset:
-    rows = entries.with_format(None)
-    if not is_row.all():
-        rows = rows.select(np.flatnonzero(is_row).tolist())
-    return rows.select_columns(list(NUMERIC_COLUMNS if columns == "train" else ROW_SCHEMA.names))
+def _select_splits(
+    entries: datasets.Dataset, is_row: np.ndarray[Any, np.dtype[np.bool_]], config: PrepareConfig
+) -> datasets.DatasetDict:
+    """Return the rows by split, in the order of the input."""
+    names = ["train", "validation"] if config.validation_fraction else ["train"]
+    columns: list[str] = [*(NUMERIC_COLUMNS if config.columns == "train" else ROW_SCHEMA.names)]
+    split_of = np.asarray(entries.data.column(SPLIT).to_pylist(), dtype=object)
+    splits: dict[str, datasets.Dataset] = {}
+    for name in names:
+        is_chosen = is_row & (split_of == name)
+        rows = entries.with_format(None)
+        if not is_chosen.all():
+            rows = rows.select(np.flatnonzero(is_chosen).tolist())
+        splits[name] = rows.select_columns(columns)
+    return datasets.DatasetDict(cast("dict[Any, datasets.Dataset]", splits))
 
 
-def _save(config: PrepareConfig, target: Target, rows: datasets.Dataset) -> None:
+def _save(target: Target, splits: datasets.DatasetDict) -> None:
+    # Of no rows datasets would write no file, which it then cannot open.
+    shards: Any = {name: None if len(rows) else 1 for name, rows in splits.items()}
     try:
-        datasets.DatasetDict({"train": rows}).save_to_disk(str(target.staging))
+        splits.save_to_disk(str(target.staging), num_shards=shards)
     except OSError as error:
+        needed = sum(rows.data.nbytes for rows in splits.values())
         raise UsageError(
-            f"output: {target.path}: {error.strerror or error}; about {rows.data.nbytes} bytes are needed "
+            f"output: {target.path}: {error.strerror or error}; about {needed} bytes are needed "
             f"in {target.path.parent}; nothing was changed there"
         ) from error
 
@@ -161,11 +170,15 @@ def _save(config: PrepareConfig, target: Target, rows: datasets.Dataset) -> None
 def _count(
     records: Sequence[FileRecord],
     lines: int,
-    rows: datasets.Dataset,
+    splits: datasets.DatasetDict,
     rejects: Sequence[Reject],
     kept: pa.Table,
 ) -> dict[str, Any]:
-    """Return what the manifest counts: lines = rows + rejects, by code and flag; tokens in all."""
+    """Return what the manifest counts, by code and flag, and tokens in all.
+
+    Where each line has one decision point, lines = rows + rejects; else points, which count a line
+    that is no example as one, = rows + rejects.
+    """
     flags = Counter(flag for row in kept.column("flags").to_pylist() for flag in row)
     total, context, dropped = (
         np.asarray(kept.column(name)) for name in ("total_len", "context_len", "dropped_tokens")
@@ -174,11 +187,13 @@ def _count(
     return {
         "lines": lines,
         "blank_lines": sum(record.blank_lines for record in records),
-        "rows": len(rows),
+        "points": kept.num_rows + len(rejects),
+        "rows": kept.num_rows,
+        "rows_by_split": {str(name): len(rows) for name, rows in splits.items()},
         "rejects": len(rejects),
         "by_code": dict(sorted(Counter(reject.code for reject in rejects).items())),
         "by_flag": dict(sorted(flags.items())),
-        "rows_as_served": len(rows) - shortened,
+        "rows_as_served": kept.num_rows - shortened,
         "rows_shortened": shortened,
         "tokens": {
             "total": int(total.sum()),
@@ -186,6 +201,7 @@ def _count(
             "continuation": int(total.sum() - context.sum()),
             "dropped": int(dropped.sum()),
         },
+        "dropped_messages": int(np.asarray(kept.column("dropped_messages")).sum()),
         "files": {
             record.name: {"lines": record.lines, "bytes": record.bytes} for record in records
         },

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import yaml
@@ -73,6 +74,29 @@ class PrepareConfig:
     overlong: Literal["drop_turns", "cut_left", "reject"] = _sealed("drop_turns")
     """What happens to a context that does not fit."""
 
+    overlong_last_turn: Literal["cut_left", "reject"] = _sealed("cut_left")
+    """What happens under drop_turns where the last turn alone does not fit: it is cut inside, after
+    the system messages, or the row is rejected."""
+
+    overlong_continuation: Literal["reject", "cut_right"] = _sealed("reject")
+    """What happens to a continuation that does not fit: cut_right leaves it without an end of turn."""
+
+    min_context: int = _sealed(1)
+    """Fewest tokens of context that must remain in a row."""
+
+    max_continuation: int | None = _sealed(None)
+    """Most tokens of a continuation, its end of turn included; none by default."""
+
+    decisions: Literal["given", "all", "last"] = _sealed("given")
+    """Which decision points become rows: where the example says (else the last assistant message),
+    all assistant messages, or the last one."""
+
+    rejected_continuations: Literal["drop", "keep"] = _sealed("drop")
+    """The worse continuation of a pair: left out, or kept as a row with preference: rejected."""
+
+    validation_fraction: float = _sealed(0.0)
+    """Share of the conversations that goes to the validation split, chosen by a hash of their name."""
+
     end_of_turn: str = _sealed("auto")
     """Token that ends a continuation: auto learns it from the template, none adds none, or its text."""
 
@@ -116,9 +140,19 @@ class PrepareConfig:
             raise UsageError(
                 f"max_reject_rate: found {self.max_reject_rate}; expected a share between 0 and 1"
             )
-        for name in ("num_proc", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: found {getattr(self, name)}; expected at least 1")
+        if not 0 <= self.validation_fraction < 1:
+            raise UsageError(
+                f"validation_fraction: found {self.validation_fraction}; expected a share below 1"
+            )
+        for name in ("num_proc", "batch_size", "min_context", "max_continuation"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}: found {value}; expected at least 1")
+        if self.min_context >= self.max_len:
+            raise UsageError(
+                f"min_context: found {self.min_context}; expected less than max_len {self.max_len}, "
+                "or no token is left to train"
+            )
 
     def sealed_settings(self) -> dict[str, Any]:
         """Return the settings that change the output's bytes, by name."""
@@ -215,6 +249,8 @@ def _is_of_type(value: object, hint: Any) -> bool:
         return value in get_args(hint)
     if hint is bool:
         return isinstance(value, bool)
+    if get_origin(hint) is UnionType:
+        return any(_is_of_type(value, option) for option in get_args(hint))
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
@@ -226,7 +262,7 @@ def _is_of_type(value: object, hint: Any) -> bool:
         return isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items)
     if get_origin(hint) is dict:
         return isinstance(value, dict) and _is_json(cast("object", value))
-    return value is None or isinstance(value, str)
+    return value is None
 
 
 def _is_json(value: object) -> bool:

@@ -79,14 +79,16 @@ def _read_json(path: Path, key: str) -> Any:
 def _download(text: str) -> list[str]:
     """Return the paths in the Hub's cache of the files that an address names."""
     import huggingface_hub as hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # The class is of the HTTP library that the installed client was built on.
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     if not text.startswith(HUB_PREFIX):
         raise UsageError(f"input {text}: expected {HUB_PREFIX}ORG/NAME, or a path in it")
     files = hub.HfFileSystem()
     try:
         place: Any = files.resolve_path(text)
-        found = _files_at(files, text) if place.path_in_repo else _train_files(text, place, files)
+        found = _files_at(files, text) if place.path_in_repo else _train_files(text, place)
         unreadable = [name for name in found if not name.lower().endswith(READABLE_SUFFIXES)]
         if unreadable or not found:
             raise UsageError(
@@ -94,7 +96,7 @@ def _download(text: str) -> list[str]:
                 "expected Parquet, Arrow or JSONL files: name them by path"
             )
         return [_fetch(files.resolve_path(name)) for name in found]
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+    except (OSError, HTTPError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
@@ -120,9 +122,8 @@ def _files_at(files: Any, text: str) -> list[str]:
     return sorted(name for name in files.find(text) if name.lower().endswith(READABLE_SUFFIXES))
 
 
-def _train_files(text: str, place: Any, files: Any) -> list[str]:
-    """Return the addresses of the split ``train``, as the data set's card or its names say."""
-    del files
+def _train_files(text: str, place: Any) -> list[str]:
+    """Return the addresses of the split ``train``, as the data set's card or its file names say."""
     import datasets
 
     builder = datasets.load_dataset_builder(place.repo_id, revision=place.revision)

@@ -1,7 +1,8 @@
 """The function that the batched map runs: a table of lines in, a table of rows out.
 
-Every line gives one entry. An entry is a row, or carries its reject as JSON, so nothing is lost
-between processes; the job splits the two afterwards.
+Every decision point of a line gives one entry, and a line that is no example gives one as well. An
+entry is a row, or carries its reject as JSON, so nothing is lost between processes; the job splits
+the two afterwards.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.boundary import BoundedRow
 from pipeline.config import PrepareConfig
+from pipeline.decisions import DecisionPoint, assign_split, find_decision_points
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample, read_id
 from pipeline.row_table import Provenance, build_table, digest_rows
@@ -23,19 +26,40 @@ from pipeline.rows import RowBuilder
 from pipeline.source import parse_line
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, Reject
 
-REJECT, ROW_DIGEST, LINE_DIGEST = "reject", "row_digest", "line_digest"
+REJECT, SPLIT, ROW_DIGEST, LINE_DIGEST = "reject", "split", "row_digest", "line_digest"
 """Columns of an entry that the job reads and that are not saved."""
 
 ENTRY_SCHEMA = pa.schema(
     [
         *ROW_SCHEMA,
         pa.field(REJECT, pa.string()),
+        pa.field(SPLIT, pa.string()),
         pa.field(ROW_DIGEST, pa.binary()),
         pa.field(LINE_DIGEST, pa.binary()),
     ]
 )
 
 _NO_ROW = BoundedRow(np.empty(0, np.int32), 0, 0, 0, ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """An entry before rendering: where it comes from, and a decision point or why there is none."""
+
+    file: str
+    line: int
+    line_digest: bytes
+    split: str
+    provenance: Provenance
+    point: DecisionPoint | None = None
+    error: Rejected | None = None
+
+    def to_reject(self, error: Rejected) -> Reject:
+        """Return the reject of this entry; where a line has several points it says which."""
+        place = self.provenance.decision_idx
+        where = f"at message {place}: " if place >= 0 else ""
+        reason = where + error.reason
+        return Reject(self.file, self.line, self.provenance.id, error.code, reason, error.excerpt)
 
 
 class RowMapper:
@@ -64,46 +88,68 @@ class RowMapper:
         return self._builder
 
     def __call__(self, lines: pa.Table) -> pa.Table:
-        """Return one entry of `ENTRY_SCHEMA` per line of ``file``, ``line``, ``text``."""
-        files: list[str] = lines.column("file").to_pylist()
-        numbers: list[int] = lines.column("line").to_pylist()
-        texts: list[str] = lines.column("text").to_pylist()
-        parsed = [_read_example(text) for text in texts]
-        examples = [item for item in parsed if isinstance(item, TrainingExample)]
-        built = iter(self.builder.build(examples))
+        """Return the entries of `ENTRY_SCHEMA` for lines of ``file``, ``line``, ``text``, in order."""
+        names = ("file", "line", "text")
+        drafts = [
+            draft
+            for file, number, text in zip(
+                *(lines.column(name).to_pylist() for name in names), strict=True
+            )
+            for draft in self._draft_line(file, number, text)
+        ]
+        built = iter(self.builder.build([draft.point for draft in drafts if draft.point]))
         rows: list[BoundedRow] = []
-        provenance: list[Provenance] = []
         rejects: list[str | None] = []
-        for file, number, item in zip(files, numbers, parsed, strict=True):
-            result = next(built) if isinstance(item, TrainingExample) else item[1]
-            id_ = item.id if isinstance(item, TrainingExample) else item[0]
-            if isinstance(result, Rejected):
-                reject = Reject(file, number, id_, result.code, result.reason, result.excerpt)
-                rows.append(_NO_ROW)
-                rejects.append(json.dumps(reject.to_dict()))
-            else:
+        for draft in drafts:
+            result = next(built) if draft.point else draft.error
+            if isinstance(result, BoundedRow):
                 rows.append(result)
                 rejects.append(None)
-            example = item if isinstance(item, TrainingExample) else TrainingExample(id_)
-            provenance.append(_provenance_of(example, f"{file}:{number}"))
-        table = build_table(rows, provenance)
+            else:
+                assert result is not None, "a draft without a point has its error"
+                rows.append(_NO_ROW)
+                rejects.append(json.dumps(draft.to_reject(result).to_dict()))
+        table = build_table(rows, [draft.provenance for draft in drafts])
         saved = table if self._config.columns == "full" else table.select(NUMERIC_COLUMNS)
-        line_digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+        splits = [draft.split for draft in drafts]
         columns = [
             *table.columns,
             pa.array(rejects, pa.string()),
-            pa.array(digest_rows(saved, split="train"), pa.binary()),
-            pa.array(line_digests, pa.binary()),
+            pa.array(splits, pa.string()),
+            pa.array(digest_rows(saved, splits), pa.binary()),
+            pa.array([draft.line_digest for draft in drafts], pa.binary()),
         ]
         return pa.Table.from_arrays(columns, schema=ENTRY_SCHEMA)
 
+    def _draft_line(self, file: str, number: int, text: str) -> list[_Draft]:
+        """Return the entries of one line as far as they are known before rendering."""
+        digest = hashlib.sha256(text.encode()).digest()
+        source = f"{file}:{number}"
+        try:
+            points = find_decision_points(
+                TrainingExample.from_dict(parse_line(text)),
+                self._config.decisions,
+                keep_rejected=self._config.rejected_continuations == "keep",
+            )
+        except Rejected as error:
+            return [
+                _Draft(file, number, digest, "train", _no_provenance(text, source), error=error)
+            ]
+        return [
+            _Draft(
+                file,
+                number,
+                digest,
+                assign_split(point.example.conversation, self._config.validation_fraction),
+                _provenance_of(point, source),
+                point,
+            )
+            for point in points
+        ]
 
-def _read_example(text: str) -> TrainingExample | tuple[str, Rejected]:
-    """Return the example of a line, or its id as far as it can be read and why it is refused."""
-    try:
-        return TrainingExample.from_dict(parse_line(text))
-    except Rejected as error:
-        return _peek_id(text), error
+
+def _no_provenance(text: str, source: str) -> Provenance:
+    return Provenance(_peek_id(text), "", source, -1, "", "", (), 1.0)
 
 
 def _peek_id(text: str) -> str:
@@ -116,13 +162,14 @@ def _peek_id(text: str) -> str:
     return id_.encode("utf-8", "backslashreplace").decode()
 
 
-def _provenance_of(example: TrainingExample, source: str) -> Provenance:
+def _provenance_of(point: DecisionPoint, source: str) -> Provenance:
+    example = point.example
     return Provenance(
         id=example.id,
         conversation=example.conversation or example.id,
         source=source,
-        decision_idx=-1 if example.decision_idx is None else example.decision_idx,
-        preference="",
+        decision_idx=-1 if point.decision_idx is None else point.decision_idx,
+        preference=point.preference,
         reason=example.reason,
         memories=tuple(example.memories),
         weight=example.weight,

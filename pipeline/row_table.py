@@ -69,8 +69,8 @@ def build_table(rows: Sequence[BoundedRow], provenance: Sequence[Provenance]) ->
     return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
 
 
-def digest_rows(table: pa.Table, split: str) -> list[bytes]:
-    """Return the sha256 of each row's canonical bytes.
+def digest_rows(table: pa.Table, splits: Sequence[str]) -> list[bytes]:
+    """Return the sha256 of each row's canonical bytes; ``splits`` names the split of each row.
 
     Canonical bytes are, in the order of `NUMERIC_COLUMNS`: each token column as its length (int64)
     and its little-endian values, each number as int64 (``weight`` as float32), then id and split
@@ -84,7 +84,6 @@ def digest_rows(table: pa.Table, split: str) -> list[bytes]:
         if name not in TOKEN_COLUMNS
     ]
     ids: list[str] = table.column("id").to_pylist() if "id" in names else [""] * table.num_rows
-    split_bytes = _sized(split.encode())
     digests: list[bytes] = []
     for index in range(table.num_rows):
         digest = hashlib.sha256()
@@ -95,7 +94,7 @@ def digest_rows(table: pa.Table, split: str) -> list[bytes]:
         for values in numbers:
             digest.update(values[index : index + 1].tobytes())
         digest.update(_sized(ids[index].encode()))
-        digest.update(split_bytes)
+        digest.update(_sized(splits[index].encode()))
         digests.append(digest.digest())
     return digests
 

@@ -1,51 +1,63 @@
-"""Examples to bounded rows: render as the server does, encode apart, bound, prove.
+"""Decision points to bounded rows: render as the server does, encode apart, bound, prove.
 
 The batch job and the library face both come through `RowBuilder.build`, so they give the same ids.
+A context that several points share is rendered and encoded once.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from pipeline.boundary import BoundedRow, LengthPolicy, fit_context, join_row
+from pipeline.boundary import BoundedRow, LengthPolicy, fit_context, fit_continuation, join_row
 from pipeline.config import PrepareConfig
-from pipeline.continuation import (
-    Continuation,
-    ContinuationSettings,
-    build_continuation,
-)
+from pipeline.continuation import Continuation, ContinuationSettings, build_continuation
+from pipeline.decisions import DecisionPoint
 from pipeline.encode import Ids, TextEncoder
 from pipeline.errors import Rejected, UsageError, excerpt_of
-from pipeline.examples import TrainingExample
 from pipeline.marks import find_text_flags
 from pipeline.probe import probe_turns
-from pipeline.server import ChatRequest, Dialect, Rendering, load_dialect
+from pipeline.sampled import check_context_ids, check_continuation_ids
+from pipeline.server import ChatRequest, Dialect, Message, Rendering, load_dialect
 from pipeline.template import ChatTemplates, resolve_templates
 from pipeline.tokenizer_files import read_model_type, read_position_limit, read_stop_ids
 from pipeline.turn_facts import TurnFacts
 
+_ContextKey = tuple[int, int | None]
+
 
 @dataclass(frozen=True, slots=True)
-class _Written:
-    """An example as text: the prompt and what the model must emit after it."""
+class _Context:
+    """What the server had before a decision point: the request, its prompt, and its ids."""
 
+    request: ChatRequest
     prompt: Rendering
-    continuation: Continuation
     is_raw: bool
     flags: tuple[str, ...]
+    ids: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the model must emit: text and end of turn, or the ids that a server sampled."""
+
+    text: str
+    end_of_turn: str | None
+    flags: tuple[str, ...]
+    sampled: Ids | None = None
 
 
 class RowBuilder:
-    """Everything that turns examples into rows, loaded once per process.
+    """Everything that turns decision points into rows, loaded once per process.
 
-    >>> config = PrepareConfig(input=("x",), tokenizer="configs/tokenizer", output="y")
-    >>> row = RowBuilder(config).build([TrainingExample("a", "2+2=", "4")])[0]
+    >>> builder = RowBuilder(PrepareConfig(input=("x",), tokenizer="configs/tokenizer", output="y"))
+    >>> example = TrainingExample("a", "2+2=", "4")
+    >>> row = builder.build(find_decision_points(example))[0]
     >>> row.context_len < row.total_len
     True
     """
@@ -76,107 +88,187 @@ class RowBuilder:
                 "expected auto, none, or the text of one of its added tokens"
             )
         self._control_tokens = frozenset(self.encoder.added_tokens)
+        self._stop_ids = read_stop_ids(self.encoder.folder)
         self._facts_by_request: dict[str, TurnFacts] = {}
 
     @cached_property
-    def _position_limit(self) -> int | None:
-        return read_position_limit(self.encoder.folder)
-
-    def _make_policy(self, max_len: int) -> LengthPolicy:
-        """Return the length policy, with ``max_len`` never above what the model can take."""
-        limit = self._position_limit or max_len
-        return LengthPolicy(min(max_len, limit), self._config.overlong, self.encoder.bos_id)
+    def policy(self) -> LengthPolicy:
+        """The length policy, with ``max_len`` never above what the model can take."""
+        config, limit = self._config, read_position_limit(self.encoder.folder)
+        return LengthPolicy(
+            max_len=min(config.max_len, limit or config.max_len),
+            overlong=config.overlong,
+            overlong_last_turn=config.overlong_last_turn,
+            overlong_continuation=config.overlong_continuation,
+            min_context=config.min_context,
+            max_continuation=config.max_continuation,
+            bos_id=self.encoder.bos_id,
+        )
 
     def build(
-        self, examples: Sequence[TrainingExample], max_len: int | None = None
+        self, points: Sequence[DecisionPoint], max_len: int | None = None
     ) -> list[BoundedRow | Rejected]:
-        """Return one row, or the reason why there is none, for each example, in order.
+        """Return one row, or the reason why there is none, for each point, in order."""
+        policy = self.policy
+        if max_len is not None:
+            policy = replace(policy, max_len=min(max_len, policy.max_len))
+        contexts = self._build_contexts(points)
+        answers = [self._build_answer(point, contexts[_key_of(point)]) for point in points]
+        texts = [
+            answer.text if isinstance(answer, _Answer) and answer.sampled is None else ""
+            for answer in answers
+        ]
+        encoded = self.encoder.encode_continuations(texts)
+        decoded = self.encoder.decode_after_context(encoded)
+        results: list[BoundedRow | Rejected] = []
+        for place, (point, answer) in enumerate(zip(points, answers, strict=True)):
+            context = contexts[_key_of(point)]
+            try:
+                if isinstance(answer, Rejected):
+                    raise answer
+                assert isinstance(context, _Context), "an answer is built on a context alone"
+                proven = self._prove(answer, encoded[place], decoded[place])
+                results.append(self._bound(context, answer, *proven, policy))
+            except Rejected as error:
+                results.append(error)
+        return results
 
-        ``max_len`` (tokens) replaces the setting.
+    def render_context(self, point: DecisionPoint) -> tuple[ChatRequest, Rendering]:
+        """Return the request of a point, ``messages`` before it, and the prompt that the server makes.
+
+        Raises `Rejected` where the server or the template refuses it.
         """
-        policy = self._make_policy(self._config.max_len if max_len is None else max_len)
-        results: list[BoundedRow | Rejected | None] = [None] * len(examples)
-        written: list[_Written] = []
-        places: list[int] = []
-        for index, example in enumerate(examples):
-            try:
-                written.append(self._write(example))
-                places.append(index)
-            except Rejected as error:
-                results[index] = error
-        contexts = self._encode_contexts(written)
-        continuations = self.encoder.encode_continuations(
-            [item.continuation.text for item in written]
-        )
-        decoded = self.encoder.decode_after_context(continuations)
-        for place, item, context_ids, at in zip(
-            places, written, contexts, range(len(written)), strict=True
-        ):
-            try:
-                proof = self._prove(item.continuation, continuations[at], decoded[at])
-                ids = self._close(continuations[at], item.continuation.end_of_turn)
-                fitted = fit_context(context_ids, len(ids), policy, is_raw=item.is_raw)
-                bos = self._bos_flags(context_ids)
-                results[place] = join_row(fitted, ids, (*item.flags, *proof, *bos))
-            except Rejected as error:
-                results[place] = error
-        return [result for result in results if result is not None]
-
-    def _write(self, example: TrainingExample) -> _Written:
-        """Return the prompt and the continuation of one example as text."""
+        example = point.example
         kwargs = {**self._config.chat_template_kwargs, **example.chat_template_kwargs}
         if example.messages is None:
-            request = ChatRequest([], example.tools, kwargs)
-            prompt = Rendering(example.context or "")
-            texts = find_text_flags([], self._control_tokens, raw_context=prompt.text)
-        else:
-            messages = example.messages[: example.decision_idx]
-            request = ChatRequest(messages, example.tools, kwargs)
-            prompt = self.dialect.render_prompt(request, self.templates)
-            texts = find_text_flags(messages, self._control_tokens)
+            return ChatRequest([], example.tools, kwargs), Rendering(example.context or "")
+        messages = example.messages[: point.decision_idx]
+        request = ChatRequest(messages, example.tools, kwargs)
+        if example.context_ids is not None:
+            return request, Rendering(self.encoder.decode(example.context_ids))
+        return request, self.dialect.render_prompt(request, self.templates)
+
+    def _build_contexts(
+        self, points: Sequence[DecisionPoint]
+    ) -> dict[_ContextKey, _Context | Rejected]:
+        """Return the context of each point, or why it is refused, each made once."""
+        contexts: dict[_ContextKey, _Context | Rejected] = {}
+        rendered: list[tuple[DecisionPoint, ChatRequest, Rendering]] = []
+        for key, point in {_key_of(point): point for point in points}.items():
+            try:
+                rendered.append((point, *self.render_context(point)))
+            except Rejected as error:
+                contexts[key] = error
+        batch = self.encoder.encode([prompt.text for *_, prompt in rendered])
+        for place, (point, request, prompt) in enumerate(rendered):
+            try:
+                context = self._describe_context(point, request, prompt, batch[place])
+            except Rejected as error:
+                context = error
+            contexts[_key_of(point)] = context
+        return contexts
+
+    def _describe_context(
+        self, point: DecisionPoint, request: ChatRequest, prompt: Rendering, ids: Ids
+    ) -> _Context:
+        example = point.example
+        is_raw = example.messages is None
+        texts = find_text_flags(
+            request.messages, self._control_tokens, raw_context=prompt.text if is_raw else ""
+        )
         if self._settings.control_tokens == "reject" and "control_token_in_text" in texts:
             raise Rejected(
                 "control_tokens",
                 "a message's text holds a control token; control_tokens: flag lets it pass",
             )
-        continuation = build_continuation(
-            example.continuation,
-            prompt.text,
-            request,
-            self.dialect,
-            self.templates,
-            self._facts(kwargs, has_tools=bool(example.tools)),
-            self._settings,
-        )
-        flags = (*prompt.flags, *texts, *continuation.flags)
-        return _Written(prompt, continuation, example.messages is None, flags)
+        flags = (*prompt.flags, *texts)
+        if example.context_ids is not None:
+            ids = check_context_ids(example.context_ids, self.encoder.vocabulary_size)
+            is_raw, flags = True, (*flags, "sampled_ids")
+        elif prompt.ids is not None:
+            ids = np.array(prompt.ids, np.int32)
+        elif is_raw and self._config.raw_context == "completions":
+            ids = self._encode_completion_prompt(prompt.text)
+        return _Context(request, prompt, is_raw, (*flags, *self._bos_flags(ids)), ids)
 
-    def _encode_contexts(self, written: Sequence[_Written]) -> list[Ids]:
-        """Return the ids of each prompt, as the server's endpoint encodes it."""
-        plain = self.encoder.encode([item.prompt.text for item in written])
-        rows: list[Ids] = []
+    def _encode_completion_prompt(self, text: str) -> Ids:
+        """Return the ids of a ``/v1/completions`` prompt; one that has its BOS gets no second one."""
         bos = self.encoder.tokenizer.bos_token
-        for index, item in enumerate(written):
-            if item.prompt.ids is not None:
-                rows.append(np.array(item.prompt.ids, np.int32))
-            elif item.is_raw and self._config.raw_context == "completions":
-                text = item.prompt.text
-                # A text that already starts with the BOS never gets a second one.
-                starts_with_bos = isinstance(bos, str) and text.startswith(bos)
-                rows.append(self.encoder.encode([text], add_special_tokens=not starts_with_bos)[0])
-            else:
-                rows.append(plain[index])
-        return rows
+        starts_with_bos = isinstance(bos, str) and text.startswith(bos)
+        return self.encoder.encode([text], add_special_tokens=not starts_with_bos)[0]
 
-    def _prove(self, continuation: Continuation, ids: Ids, decoded: str) -> tuple[str, ...]:
-        """Prove that the ids decode to the continuation; return the flags where they cannot."""
-        if decoded == continuation.text:
-            return ()
-        if self.encoder.normalise(continuation.text) == decoded:
-            return ("normalised_by_tokenizer",)
+    def _build_answer(
+        self, point: DecisionPoint, context: _Context | Rejected
+    ) -> _Answer | Rejected:
+        if isinstance(context, Rejected):
+            return context
+        try:
+            if point.continuation_ids is not None:
+                ids = check_continuation_ids(
+                    point.continuation_ids,
+                    point.continuation if isinstance(point.continuation, str) else "",
+                    self.encoder,
+                    self._stop_ids,
+                    needs_end=self._settings.end_of_turn != "none",
+                )
+                return _Answer("", None, ("sampled_ids",), ids)
+            continuation: Continuation = build_continuation(
+                point.continuation,
+                context.prompt.text,
+                context.request,
+                self.dialect,
+                self.templates,
+                self._facts(
+                    dict(context.request.chat_template_kwargs), bool(context.request.tools)
+                ),
+                self._settings,
+            )
+        except Rejected as error:
+            return error
+        return _Answer(continuation.text, continuation.end_of_turn, continuation.flags)
+
+    def _bound(
+        self,
+        context: _Context,
+        answer: _Answer,
+        ids: Ids,
+        proof: tuple[str, ...],
+        policy: LengthPolicy,
+    ) -> BoundedRow:
+        ids, cut = fit_continuation(ids, policy)
+        fitted = fit_context(
+            context.ids,
+            len(ids),
+            policy,
+            is_raw=context.is_raw,
+            messages=context.request.messages,
+            encode=partial(self._encode_messages, context.request),
+        )
+        return join_row(fitted, ids, (*context.flags, *answer.flags, *proof, *cut))
+
+    def _encode_messages(self, request: ChatRequest, messages: Sequence[Message]) -> Ids:
+        """Return the ids of the prompt of other messages under the same request."""
+        prompt = self.dialect.render_prompt(replace(request, messages=messages), self.templates)
+        if prompt.ids is not None:
+            return np.array(prompt.ids, np.int32)
+        return self.encoder.encode([prompt.text])[0]
+
+    def _prove(self, answer: _Answer, ids: Ids, decoded: str) -> tuple[Ids, tuple[str, ...]]:
+        """Prove that the ids decode to the continuation; return them closed, and what to flag.
+
+        Ids that a server sampled were checked already and are closed by themselves.
+        """
+        if answer.sampled is not None:
+            return answer.sampled, ()
+        closed = self._close(ids, answer.end_of_turn)
+        if decoded == answer.text:
+            return closed, ()
+        if decoded == self.encoder.normalise(answer.text):
+            return closed, ("normalised_by_tokenizer",)
         raise Rejected(
             "not_renderable",
-            f"continuation: its {len(ids)} tokens decode to another text, so the tokenizer has no ids for it",
+            f"continuation: its {len(ids)} tokens decode to another text, so the tokenizer has no ids "
+            "for it",
             decoded,
         )
 
@@ -188,8 +280,8 @@ class RowBuilder:
         if id_ is None:
             raise Rejected(
                 "no_end_of_turn",
-                f"the template ends a turn with {excerpt_of(end_of_turn)}, which is no single token of this "
-                "tokenizer; name its end of turn with end_of_turn:",
+                f"the template ends a turn with {excerpt_of(end_of_turn)}, which is no single token of "
+                "this tokenizer; name its end of turn with end_of_turn:",
             )
         return np.append(ids, np.int32(id_))
 
@@ -202,12 +294,13 @@ class RowBuilder:
             return ("double_bos",)
         return ("no_bos",) if self.encoder.adds_bos and not starts[:1].any() else ()
 
-    def _facts(self, kwargs: dict[str, Any], *, has_tools: bool) -> TurnFacts:
+    def _facts(self, kwargs: dict[str, Any], has_tools: bool) -> TurnFacts:
         """Return what the template does with a turn under ``kwargs``, probed once for each."""
         key = json.dumps([has_tools, kwargs], sort_keys=True)
         if key not in self._facts_by_request:
-            stop_ids = read_stop_ids(self.encoder.folder)
-            stops = [text for text, id_ in self.encoder.added_tokens.items() if id_ in stop_ids]
+            stops = [
+                text for text, id_ in self.encoder.added_tokens.items() if id_ in self._stop_ids
+            ]
             self._facts_by_request[key] = probe_turns(
                 self.dialect,
                 self.templates,
@@ -217,3 +310,8 @@ class RowBuilder:
                 has_tools=has_tools,
             )
         return self._facts_by_request[key]
+
+
+def _key_of(point: DecisionPoint) -> _ContextKey:
+    """Return what tells one context of a batch from another: the example and the place in it."""
+    return id(point.example), point.decision_idx

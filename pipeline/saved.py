@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import datasets
 import pyarrow as pa
@@ -14,7 +14,7 @@ from pipeline.boundary import hash_context
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.publish import MANIFEST
 from pipeline.row_table import digest_rows, sum_digests
-from pipeline.seal import check_tokenizer, hash_file_bytes
+from pipeline.seal import check_tokenizer, hash_file_bytes, hash_seal
 from pipeline.types import FLAGS, IGNORE_LABEL, row_features
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def load(
     splits = open_splits(folder)
     if not exclude_ids:
         return splits
-    left_out = frozenset(exclude_ids)
+    left_out = {exclude_ids} if isinstance(exclude_ids, str) else frozenset(exclude_ids)
     for name, rows in splits.items():
         if "id" not in rows.column_names:
             raise UsageError(
@@ -66,6 +66,8 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
         f"{name}: expected {expected}, found {found}"
         for name, expected, found in _find_changed_files(folder, manifest)
     ]
+    if hash_seal(manifest["seal"]) != manifest["seal"]["key"]:
+        findings.append(f"{MANIFEST}: the seal is not the one that its key was made from")
     try:
         splits = open_splits(folder)
     except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
@@ -82,7 +84,7 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a set. Raises `UsageError` where there is none."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        manifest: Any = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
         raise UsageError(
             f"{folder}: no {MANIFEST} there; expected the folder of a prepared set"
@@ -91,6 +93,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"{folder / MANIFEST}: {error}; expected JSON; prepare the set again"
         ) from error
+    if not isinstance(manifest, dict):
+        raise UsageError(f"{folder / MANIFEST}: expected a JSON object; prepare the set again")
     missing = {"digest", "seal", "counts", "config", "files"} - set(manifest)
     if missing:
         raise UsageError(
@@ -142,12 +146,12 @@ def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> 
             yield f"{split}: columns differ from the schema ({names})"
             return
         for start in range(0, len(rows), _BATCH_ROWS):
-            table = rows.with_format("arrow")[start : start + _BATCH_ROWS]
+            table: pa.Table = cast("Any", rows.with_format("arrow"))[start : start + _BATCH_ROWS]
             fault = _find_first_fault(table, settings["max_len"], manifest["seal"])
             if fault is not None:
                 yield f"{split}: row {start + fault[0]}: {fault[1]}"
                 return
-            digests += digest_rows(table, str(split))
+            digests += digest_rows(table, [str(split)] * table.num_rows)
         rows_seen += len(rows)
     if rows_seen != manifest["counts"]["rows"]:
         yield f"{MANIFEST}: counts {manifest['counts']['rows']} rows, found {rows_seen}"

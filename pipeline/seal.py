@@ -46,7 +46,14 @@ def make_seal(config: PrepareConfig, files: Mapping[str, str]) -> dict[str, Any]
         "settings": config.sealed_settings(),
         "versions": {name: metadata.version(name) for name in _VERSIONED},
     }
-    return {**seal, "key": hash_json(seal)}
+    return {**seal, "key": hash_seal(seal)}
+
+
+def hash_seal(seal: Mapping[str, Any]) -> str:
+    """Return the key of a seal, complete or not: the hash of its cheap part."""
+    names = ("format", "input", "chat_template", "server", "settings", "versions")
+    tokenizer = {"files": seal["tokenizer"]["files"]}
+    return hash_json({**{name: seal[name] for name in names}, "tokenizer": tokenizer})
 
 
 def complete_seal(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.config import config_from_mapping
+from pipeline.decisions import find_decision_points
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample, read_example
 from pipeline.rows import RowBuilder
@@ -42,7 +43,7 @@ class ExampleTokenizer:
         """
         # The same strict reading as a line of the batch job.
         checked = read_example(json.dumps(example.to_dict(), ensure_ascii=False))
-        row = self._builder.build([checked], max_len)[0]
+        row = self._builder.build(find_decision_points(checked)[:1], max_len)[0]
         if isinstance(row, Rejected):
             raise row
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")

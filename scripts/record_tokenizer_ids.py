@@ -28,7 +28,9 @@ def main() -> None:
     for folder in sorted(Path(sys.argv[1]).iterdir()):
         if (folder / "tokenizer_config.json").exists():
             tokenizer = get_tokenizer(str(folder))
-            ids = [id_ for text in texts for id_ in tokenizer.encode(text, add_special_tokens=False)]
+            ids = [
+                id_ for text in texts for id_ in tokenizer.encode(text, add_special_tokens=False)
+            ]
             answers[folder.name] = {"n": len(ids), "sha256": suite.hash_ids(ids)}
     suite.TOKENIZER_IDS.write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
 

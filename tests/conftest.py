@@ -11,7 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from pipeline.config import PrepareConfig
+from pipeline.config import PrepareConfig, read_config_file
 
 # The tests show that nothing needs the network: no file is looked for on the Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -61,6 +61,23 @@ def bundled_tokenizer() -> Path:
 def bundled_examples() -> Path:
     """The JSONL file of the quickstart."""
     return ROOT / "configs" / "data" / "examples.jsonl"
+
+
+@pytest.fixture(scope="session")
+def quickstart_set(
+    tmp_path_factory: pytest.TempPathFactory, bundled_tokenizer: Path, bundled_examples: Path
+) -> Path:
+    """The set that the quickstart makes. Copy it (``shutil.copytree``) before changing it."""
+    from pipeline.job import prepare
+
+    values = read_config_file(str(ROOT / "configs" / "quickstart.yaml"))
+    values |= {
+        "input": (str(bundled_examples),),
+        "tokenizer": str(bundled_tokenizer),
+        "output": str(tmp_path_factory.mktemp("quickstart") / "set"),
+        "num_proc": 1,
+    }
+    return prepare(PrepareConfig(**values)).output
 
 
 @pytest.fixture

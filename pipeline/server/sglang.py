@@ -16,7 +16,12 @@ from pipeline.server import SERVER_VERSIONS, ChatRequest, Dialect, Rendering
 from pipeline.server.clock import CLOCK_FUNCTION, FixedClock
 from pipeline.server.options import Reader, choice_of, read_mapping, read_moment, read_options
 from pipeline.server.renderers import refuse_renderer, sglang_renderer_without_jinja
-from pipeline.server.sglang_messages import Conversation, dump_tools, rewrite_messages
+from pipeline.server.sglang_messages import (
+    Conversation,
+    check_tool_names,
+    dump_tools,
+    rewrite_messages,
+)
 from pipeline.server.shape import expect_object
 from pipeline.server.template_facts import sglang_content_form
 from pipeline.server.template_kwargs import split_template_kwargs
@@ -69,9 +74,12 @@ class SglangDialect:
         # SGLang takes the first of several named templates, also where there are tools.
         template = templates.for_request(has_tools=False)
         conversation = rewrite_messages(request.messages, sglang_content_form(template.source))
+        tools = dump_tools(request.tools)
+        check_tool_names(conversation, tools)
+        if self.tool_choice == "none":
+            tools = None
         if add_generation_prompt:
             conversation = hand_over_last_answer(conversation)
-        tools = None if self.tool_choice == "none" else dump_tools(request.tools)
         kwargs = merge_template_kwargs(
             self.default_chat_template_kwargs,
             expect_object(request.chat_template_kwargs, "chat_template_kwargs"),

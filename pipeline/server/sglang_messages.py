@@ -249,6 +249,22 @@ def _dump_tool(item: object, where: str) -> dict[str, Any]:
     }
 
 
+def check_tool_names(conversation: Conversation, tools: list[dict[str, Any]] | None) -> None:
+    """Refuse a tool name that stands twice, where a system or developer message brings tools.
+
+    SGLang 0.5.23, ``entrypoints/openai/serving_chat.py``: ``_validate_request``.
+    """
+    brought = [
+        tool
+        for message in conversation
+        if message["role"] in ("root", "system", "developer")
+        for tool in message.get("tools", [])
+    ]
+    names = [tool["function"]["name"] for tool in [*(tools or []), *brought]]
+    if brought and len(set(names)) < len(names):
+        raise Rejected("server_refused", "SGLang takes no two tools of one name", names)
+
+
 def check_schema_types(schema: object, where: str) -> None:
     """Refuse a parameter type that is no JSON Schema type: SGLang rewrites it (``varchar``) or fails.
 

@@ -60,8 +60,21 @@ def load_probe_texts() -> list[str]:
         *(" x", "  x", "\nx", " \n x", "\t", "x ", "a  b", "x\n\n\ny", "\u00a0x", "\u3000x", ""),
         *("a</s>b", "</s> b", "<s> a", "<|user|>\nhi<|end|>\n<|assistant|>", "<|eot_id|>\n\nx"),
         *("<|im_start|>user\n hi<|im_end|>\n", "<start_of_turn>model\n", "[INST] x [/INST] y"),
-        *("<think>\n\n</think>\n\n4", "1234567890 3.14", "don't I'LL we'Ve", "def f(x):\n\treturn  x"),
-        *("e\u0301 \u00e9 \ufb01 \u2075", "नमस्ते", "مرحبا", "電車に乗る", "👩‍👩‍👧‍👦🇵🇪", "\x00\x07\x1b", "z" * 600),
+        *(
+            "<think>\n\n</think>\n\n4",
+            "1234567890 3.14",
+            "don't I'LL we'Ve",
+            "def f(x):\n\treturn  x",
+        ),
+        *(
+            "e\u0301 \u00e9 \ufb01 \u2075",
+            "नमस्ते",
+            "مرحبا",
+            "電車に乗る",
+            "👩‍👩‍👧‍👦🇵🇪",
+            "\x00\x07\x1b",
+            "z" * 600,
+        ),
     }
     return sorted(prompts | edges)
 

@@ -26,6 +26,7 @@ def test_ids_are_those_of_the_tokenizer_that_vllm_loads(name: str) -> None:
     called = [id_ for ids in tokenizer(texts, add_special_tokens=False).input_ids for id_ in ids]
     assert len(called) == RECORDED[name]["n"]
     assert suite.hash_ids(called) == RECORDED[name]["sha256"]
-    assert suite.hash_ids(TextEncoder(tokenizer, folder).encode(texts).flat.tolist()) == (
-        RECORDED[name]["sha256"]
+    assert (
+        suite.hash_ids(TextEncoder(tokenizer, folder).encode(texts).flat.tolist())
+        == (RECORDED[name]["sha256"])
     )

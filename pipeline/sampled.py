@@ -1,0 +1,73 @@
+"""Ids that a server returned (``return_token_ids``): used as they are, once they were checked.
+
+They win over text, because encoding the same text again can give other ids than were sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from pipeline.encode import Ids, TextEncoder
+from pipeline.errors import Rejected, excerpt_of
+
+
+def check_context_ids(ids: Sequence[int], vocabulary_size: int) -> Ids:
+    """Return the ids of a prompt as int32. Raises `Rejected` (``empty_context``, ``bad_ids``)."""
+    if not ids:
+        raise Rejected("empty_context", "context_ids: empty; expected the ids of the served prompt")
+    return _check_range("context_ids", ids, vocabulary_size)
+
+
+def check_continuation_ids(
+    ids: Sequence[int],
+    text: str,
+    encoder: TextEncoder,
+    stop_ids: Collection[int],
+    *,
+    needs_end: bool,
+) -> Ids:
+    """Return the sampled ids as int32, the stop token at their end included.
+
+    ``text`` is what the example says they stand for (empty where it says nothing). Raises
+    `Rejected` (``empty_continuation``, ``bad_ids``) for ids outside the vocabulary, a stop token
+    before the end, none at the end where ``needs_end``, and ids that decode to another text.
+    """
+    if not ids:
+        raise Rejected("empty_continuation", "continuation_ids: empty; expected the sampled ids")
+    checked = _check_range("continuation_ids", ids, encoder.vocabulary_size)
+    body = checked[:-1] if int(checked[-1]) in stop_ids else checked
+    if needs_end and stop_ids and len(body) == len(checked):
+        raise Rejected(
+            "bad_ids",
+            "continuation_ids: do not end with a stop token of generation_config.json, so the turn was "
+            "cut; end_of_turn: none trains it as it is",
+            ids[-1],
+        )
+    if not len(body):
+        raise Rejected("empty_continuation", "continuation_ids: nothing but the stop token")
+    early = np.flatnonzero(np.isin(body, list(stop_ids)))
+    if len(early):
+        raise Rejected(
+            "bad_ids", f"continuation_ids[{early[0]}]: a stop token before the end", body[early[0]]
+        )
+    decoded = encoder.decode(body)
+    if text and decoded != text and decoded != encoder.normalise(text):
+        raise Rejected(
+            "bad_ids",
+            f"continuation_ids: decode to another text than continuation, {excerpt_of(text)}",
+            decoded,
+        )
+    return checked
+
+
+def _check_range(name: str, ids: Sequence[int], vocabulary_size: int) -> Ids:
+    for place, id_ in enumerate(ids):
+        if not 0 <= id_ < vocabulary_size:
+            raise Rejected(
+                "bad_ids",
+                f"{name}[{place}]: expected an id of this tokenizer, below {vocabulary_size}",
+                id_,
+            )
+    return np.array(ids, np.int32)

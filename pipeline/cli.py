@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
@@ -56,8 +56,37 @@ class VerifyOptions:
     tokenizer: str | None = None
     """Also check that this tokenizer is the one that the set was made with."""
 
+    server: str | None = None
+    """URL of a running vLLM or SGLang server, whose ids for some rows are compared with ours."""
+
+    rows: int = 100
+    """Number of rows to compare with the server."""
+
     json: bool = False
     """Print the findings as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """Settings of ``context-frozen check``."""
+
+    tokenizer: tyro.conf.Positional[str]
+    """Folder or Hub name of a tokenizer."""
+
+    chat_template: str | None = None
+    """Jinja file to use in place of the tokenizer's own template."""
+
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Variables for the chat template."""
+
+    server: Literal["vllm", "sglang", "plain"] = "vllm"
+    """Server whose rewriting of a request is reproduced."""
+
+    server_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Flags that the server runs with."""
+
+    json: bool = False
+    """Print the facts as JSON."""
 
 
 def run_prepare(args: Sequence[str]) -> int:
@@ -107,11 +136,39 @@ def run_verify(args: Sequence[str]) -> int:
     from pipeline.saved import verify
 
     findings = verify(options.set, tokenizer=options.tokenizer)
+    comparison = None
+    if options.server is not None:
+        from pipeline.live import compare_with_server
+
+        comparison = compare_with_server(options.set, options.server, options.rows)
+        findings += comparison.findings
     if options.json:
-        print(json.dumps({"set": options.set, "ok": not findings, "findings": findings}))
-    else:
-        print("\n".join(findings) or f"{options.set}: digest, invariants and seal hold")
+        figures = {"set": options.set, "ok": not findings, "findings": findings}
+        if comparison is not None:
+            figures |= comparison.to_dict()
+        print(json.dumps(figures, ensure_ascii=False))
+        return 1 if findings else 0
+    if comparison is not None:
+        print(comparison.summary)
+    print("\n".join(findings) or f"{options.set}: digest, invariants and seal hold")
     return 1 if findings else 0
+
+
+def run_check(args: Sequence[str]) -> int:
+    """Run ``check``: a table of what the tokenizer and its template do."""
+    options = parse_options(CheckOptions, args, "check")
+    _quiet_libraries()
+    from pipeline.check import check_tokenizer_and_template
+    from pipeline.view.table import print_check
+
+    values = {**dataclasses.asdict(options), "input": "-", "output": "-"}
+    del values["json"]
+    checked = check_tokenizer_and_template(config_from_mapping(values, "check"))
+    if options.json:
+        print(json.dumps(checked.to_dict(), ensure_ascii=False))
+    else:
+        print_check(checked)
+    return 0
 
 
 @dataclass(frozen=True)
@@ -120,12 +177,12 @@ class Verb:
 
     run: Callable[[Sequence[str]], int]
     purpose: str
-    aliases: tuple[str, ...] = field(default=())
 
 
 VERBS = {
     "prepare": Verb(run_prepare, "turn JSONL examples into a sealed Arrow data set"),
     "inspect": Verb(run_inspect, "show rows as coloured tokens with the boundary"),
+    "check": Verb(run_check, "say what a tokenizer and its template do"),
     "verify": Verb(run_verify, "check a saved set: digest, invariants, seal"),
 }
 
@@ -168,7 +225,10 @@ def parse_options(
     kind: type[Options], args: Sequence[str], verb: str, default: Options | None = None
 ) -> Options:
     """Return the options of a verb; a wrong flag prints what is right and exits with 2."""
-    known = sorted({*get_type_hints(kind), "help"})
+    hints = get_type_hints(kind)
+    # A flag can also take back what the YAML file switches on.
+    switches = {f"no_{name}" for name, hint in hints.items() if hint is bool}
+    known = sorted({*hints, *switches, "help"})
     for arg in args:
         name = arg.removeprefix("--").partition("=")[0].replace("-", "_")
         if arg.startswith("--") and name not in known:
@@ -184,7 +244,6 @@ def parse_options(
             prog=f"context-frozen {verb}",
             default=default,
             use_underscores=True,
-            config=(tyro.conf.FlagCreatePairsOff,),
         )
     return parsed
 

@@ -156,6 +156,12 @@ class TextEncoder:
         )
         return _join_ids([encoding.ids for encoding in encodings])
 
+    @property
+    def continuation_way(self) -> str:
+        """How continuations are encoded: ``alone``, ``after a token`` or ``after a newline``."""
+        ways = {"encode": "alone", "_encode_after_token": "after a token"}
+        return ways.get(self._encode_after_context.__name__, "after a newline")
+
     def encode_continuations(self, texts: Sequence[str]) -> EncodedBatch:
         """Return the ids of each text as they stand after a context, never at a beginning."""
         return self._encode_after_context(texts)

@@ -8,22 +8,32 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
+from pipeline.append import (
+    EarlierSet,
+    drop_replaced,
+    extend_seal,
+    join_splits,
+    open_earlier_set,
+    write_examples,
+)
 from pipeline.config import PrepareConfig
+from pipeline.counts import count_rows, write_rejects
+from pipeline.duplicates import Entry, find_duplicates
 from pipeline.errors import DataRefused, UsageError
 from pipeline.publish import MANIFEST, Target
 from pipeline.row_map import ENTRY_SCHEMA, LINE_DIGEST, REJECT, ROW_DIGEST, SPLIT, RowMapper
 from pipeline.row_table import sum_digests
 from pipeline.rows import RowBuilder
 from pipeline.seal import complete_seal, hash_file_bytes
-from pipeline.source import FileRecord, SourceFile, load_lines
+from pipeline.source import SourceFile, load_lines
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, Reject, feature_of
 from pipeline.view.card import write_card
 
@@ -43,30 +53,77 @@ def build_set(
     builder = RowBuilder(config)
     loaded = load_lines(files, target.work / "lines.arrow")
     seal = complete_seal(seal, builder.encoder, builder.templates, loaded.records)
+    earlier = open_earlier_set(target.path, seal) if config.append else None
     lines = sum(record.lines for record in loaded.records)
     if not lines:
         raise UsageError(
             f"input: {', '.join(config.input)}: no line to read; expected JSONL examples"
         )
     entries = _map_lines(config, target, loaded.dataset, builder, seal["key"])
-    duplicates = _find_duplicates(entries)
-    rejects = [*loaded.rejects, *_read_rejects(entries), *duplicates.values()]
+    duplicates = find_duplicates(
+        _rows_in(entries), config.on_duplicate, earlier.examples if earlier else {}
+    )
+    rejects = [*loaded.rejects, *_read_rejects(entries), *duplicates.rejects.values()]
     rejects.sort(key=lambda reject: (reject.file, reject.line))
-    _judge(config, target, rejects, lines)
+    _judge(
+        config,
+        target,
+        rejects,
+        len(rejects) - len(duplicates.rejects) + len(duplicates.faults),
+        lines,
+    )
     is_row = np.equal(entries.data.column(REJECT).is_null().to_numpy(), True)
-    is_row[list(duplicates)] = False
+    is_row[duplicates.places] = False
+    if earlier and not is_row.any() and not rejects:
+        return earlier.manifest
     kept = entries.data.filter(pa.array(is_row))
-    splits = _select_splits(entries, is_row, config)
-    _save(target, splits)
-    manifest = {
-        "digest": sum_digests(kept.column(ROW_DIGEST).to_pylist()),
-        "seal": seal,
-        "counts": _count(loaded.records, lines, splits, rejects, kept),
-        "config": config.to_dict(),
-    }
-    _finish(target, manifest, rejects)
+    made = _Made(
+        splits=_select_splits(entries, is_row, config),
+        rejects=rejects,
+        examples=dict(
+            zip(*(kept.column(name).to_pylist() for name in ("id", LINE_DIGEST)), strict=True)
+        ),
+        digests=kept.column(ROW_DIGEST).to_pylist(),
+        tables=[kept],
+        lines=lines - _count_lines(entries, duplicates.already_there),
+        blank_lines=sum(record.blank_lines for record in loaded.records),
+        seal=seal,
+    )
+    if earlier:
+        made = made.after(drop_replaced(earlier, duplicates.replaced))
+    manifest = _write(config, target, made)
+    target.publish()
     target.rejects.unlink(missing_ok=True)
+    logger.info("published %s: %s rows", target.path, manifest["counts"]["rows"])
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A set before it is written: its splits, what goes beside them, and what is counted."""
+
+    splits: datasets.DatasetDict
+    rejects: list[Reject]
+    examples: dict[str, bytes]
+    digests: list[bytes]
+    tables: list[pa.Table]
+    lines: int
+    blank_lines: int
+    seal: dict[str, Any]
+
+    def after(self, earlier: EarlierSet) -> _Made:
+        """Return the earlier set with this one behind it."""
+        counts = earlier.manifest["counts"]
+        return _Made(
+            splits=join_splits(earlier, self.splits),
+            rejects=[*earlier.rejects, *self.rejects],
+            examples={**earlier.examples, **self.examples},
+            digests=[bytes.fromhex(earlier.manifest["digest"]), *self.digests],
+            tables=[*(rows.data.table for rows in earlier.splits.values()), *self.tables],
+            lines=counts["lines"] + self.lines,
+            blank_lines=counts["blank_lines"] + self.blank_lines,
+            seal=extend_seal(earlier.manifest["seal"], self.seal),
+        )
 
 
 def _map_lines(
@@ -94,38 +151,32 @@ def _read_rejects(entries: datasets.Dataset) -> list[Reject]:
     return [Reject(**json.loads(text)) for text in column.to_pylist() if text is not None]
 
 
-def _find_duplicates(entries: datasets.Dataset) -> dict[int, Reject]:
-    """Return a reject for each row whose id an earlier row already has, by place in ``entries``."""
-    first: dict[str, tuple[str, bytes]] = {}
-    duplicates: dict[int, Reject] = {}
-    names = ("id", "source", REJECT, LINE_DIGEST)
+def _rows_in(entries: datasets.Dataset) -> Iterator[tuple[int, Entry]]:
+    """Yield the place and identity of each entry that is a row."""
+    names = ("id", "source", LINE_DIGEST, REJECT)
     start = 0
     for batch in entries.data.select(names).to_batches():
         columns = [batch.column(name).to_pylist() for name in names]
-        for index, (id_, source, reject, digest) in enumerate(zip(*columns, strict=True), start):
-            if reject is not None:
-                continue
-            earlier_source, earlier_digest = first.setdefault(id_, (source, digest))
-            if earlier_source == source:
-                continue
-            kind = "the same line again" if earlier_digest == digest else "another example"
-            file, _, line = source.rpartition(":")
-            duplicates[index] = Reject(
-                file,
-                int(line),
-                id_,
-                "duplicate_id",
-                f"id: {earlier_source} has it already ({kind}); expected an id once; "
-                "rename it, or remove one of the two",
-                id_[:80],
-            )
+        for place, (id_, source, digest, reject) in enumerate(zip(*columns, strict=True), start):
+            if reject is None:
+                yield place, Entry(id_, source, digest)
         start += batch.num_rows
-    return duplicates
 
 
-def _judge(config: PrepareConfig, target: Target, rejects: Sequence[Reject], lines: int) -> None:
-    """Refuse the data where more lines were rejected than the settings allow."""
-    if len(rejects) <= config.max_reject_rate * lines:
+def _count_lines(entries: datasets.Dataset, places: Iterable[int]) -> int:
+    """Return how many lines the entries at ``places`` come from."""
+    sources = entries.data.column("source")
+    return len({sources[place].as_py() for place in places})
+
+
+def _judge(
+    config: PrepareConfig, target: Target, rejects: Sequence[Reject], faults: int, lines: int
+) -> None:
+    """Refuse the data where more was rejected than the settings allow.
+
+    ``faults`` are the rejects without the repeats and the duplicates that the settings allow.
+    """
+    if faults <= config.max_reject_rate * lines:
         return
     write_rejects(target.rejects, rejects)
     first = rejects[0]
@@ -167,50 +218,19 @@ def _save(target: Target, splits: datasets.DatasetDict) -> None:
         ) from error
 
 
-def _count(
-    records: Sequence[FileRecord],
-    lines: int,
-    splits: datasets.DatasetDict,
-    rejects: Sequence[Reject],
-    kept: pa.Table,
-) -> dict[str, Any]:
-    """Return what the manifest counts, by code and flag, and tokens in all.
-
-    Where each line has one decision point, lines = rows + rejects; else points, which count a line
-    that is no example as one, = rows + rejects.
-    """
-    flags = Counter(flag for row in kept.column("flags").to_pylist() for flag in row)
-    total, context, dropped = (
-        np.asarray(kept.column(name)) for name in ("total_len", "context_len", "dropped_tokens")
-    )
-    shortened = int(np.count_nonzero(dropped))
-    return {
-        "lines": lines,
-        "blank_lines": sum(record.blank_lines for record in records),
-        "points": kept.num_rows + len(rejects),
-        "rows": kept.num_rows,
-        "rows_by_split": {str(name): len(rows) for name, rows in splits.items()},
-        "rejects": len(rejects),
-        "by_code": dict(sorted(Counter(reject.code for reject in rejects).items())),
-        "by_flag": dict(sorted(flags.items())),
-        "rows_as_served": kept.num_rows - shortened,
-        "rows_shortened": shortened,
-        "tokens": {
-            "total": int(total.sum()),
-            "context": int(context.sum()),
-            "continuation": int(total.sum() - context.sum()),
-            "dropped": int(dropped.sum()),
-        },
-        "dropped_messages": int(np.asarray(kept.column("dropped_messages")).sum()),
-        "files": {
-            record.name: {"lines": record.lines, "bytes": record.bytes} for record in records
-        },
+def _write(config: PrepareConfig, target: Target, made: _Made) -> dict[str, Any]:
+    """Write the splits and what stands beside them into the staging folder, the manifest last."""
+    _save(target, made.splits)
+    rows_by_split = {str(name): len(rows) for name, rows in made.splits.items()}
+    counts = count_rows(made.lines, rows_by_split, made.rejects, made.tables)
+    manifest: dict[str, Any] = {
+        "digest": sum_digests(made.digests),
+        "seal": made.seal,
+        "counts": {**counts, "blank_lines": made.blank_lines},
+        "config": config.to_dict(),
     }
-
-
-def _finish(target: Target, manifest: dict[str, Any], rejects: Sequence[Reject]) -> None:
-    """Write what stands beside the splits, the manifest last, and publish."""
-    write_rejects(target.staging / "rejects.jsonl", rejects)
+    write_rejects(target.staging / "rejects.jsonl", made.rejects)
+    write_examples(target.staging, made.examples.items())
     write_card(target.staging, manifest)
     manifest["files"] = {
         path.relative_to(target.staging).as_posix(): {
@@ -220,13 +240,6 @@ def _finish(target: Target, manifest: dict[str, Any], rejects: Sequence[Reject])
         for path in sorted(target.staging.rglob("*"))
         if path.is_file()
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     (target.staging / MANIFEST).write_text(text, encoding="utf-8")
-    target.publish()
-    logger.info("published %s: %s rows", target.path, manifest["counts"]["rows"])
-
-
-def write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
-    """Write one JSON line per reject, in the order of the input."""
-    lines = [json.dumps(reject.to_dict(), ensure_ascii=False) + "\n" for reject in rejects]
-    path.write_text("".join(lines), encoding="utf-8")
+    return manifest

@@ -109,6 +109,10 @@ class PrepareConfig:
     columns: Literal["full", "train"] = _sealed("full")
     """Columns to save: full, or train for the numeric ones alone (LLaMA-Factory needs these)."""
 
+    on_duplicate: Literal["error", "first", "last"] = _sealed("error")
+    """Two examples of one id: a fault, or the first or the last is kept. A line that only repeats an
+    earlier one is always kept once."""
+
     max_reject_rate: float = _unsealed(0.0)
     """Share of the lines that may be rejected before nothing is published, 0 to 1."""
 
@@ -120,6 +124,9 @@ class PrepareConfig:
 
     overwrite: bool = _unsealed(False)
     """Replace what stands at the output even where it is not a data set of ours."""
+
+    append: bool = _unsealed(False)
+    """Add the examples of the input to the set at the output, which must have the same seal."""
 
     trust_remote_code: bool = _sealed(False)
     """Let the tokenizer's repository run its own code; named in the seal."""

@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from pipeline.server import Message
 
 _VALUE_KEYWORDS: Final = frozenset({"default", "const", "enum", "examples"})
-_NULLABLE_KEYWORDS: Final = frozenset({"const"})
+_NULLABLE_KEYWORDS: Final = frozenset({"default", "const"})
 _SCHEMAS_BY_NAME: Final = frozenset(
     {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SEAL_FORMAT = 1
 """Raised when the same inputs would no longer give the same rows."""
 
+_REMEDY = "use the tokenizer that the set was made with, or prepare it again"
+
 # Libraries whose release can change a rendered text or an id.
 _VERSIONED = ("context-frozen", "transformers", "tokenizers", "jinja2")
 
@@ -39,7 +41,7 @@ def make_seal(config: PrepareConfig, files: Mapping[str, str]) -> dict[str, Any]
     folder = find_tokenizer_folder(config.tokenizer)
     seal: dict[str, Any] = {
         "format": SEAL_FORMAT,
-        "input": dict(sorted(files.items())),
+        "input": [{"name": name, "sha256": digest} for name, digest in files.items()],
         "tokenizer": {"files": hash_tokenizer_files(folder)},
         "chat_template": _hash_text_file(config.chat_template),
         "server": {"name": config.server, "version": SERVER_VERSIONS[config.server]},
@@ -67,7 +69,7 @@ def complete_seal(
     Raises `UsageError` where an input file changed between its hashing and its reading.
     """
     read = {record.name: record.sha256 for record in records}
-    changed = [name for name, digest in seal["input"].items() if read.get(name) != digest]
+    changed = [file["name"] for file in seal["input"] if read.get(file["name"]) != file["sha256"]]
     if changed:
         raise UsageError(
             f"input: {changed[0]} changed while it was read; expected files that stand still, run again"
@@ -107,14 +109,19 @@ def check_tokenizer(
 
     Raises `SealMismatch` with the key that differs.
     """
-    remedy = "load the set with the tokenizer it was made for, or prepare it again"
-    made: Mapping[str, Any] = seal["tokenizer"]
+    check_encoder(seal, encoder)
+    found = templates.sha256_by_name
+    if seal["chat_template"] is None and seal["templates"] != found:
+        raise SealMismatch("seal.templates", seal["templates"], found, _REMEDY)
+
+
+def check_encoder(seal: Mapping[str, Any], encoder: TextEncoder) -> None:
+    """Refuse a tokenizer whose ids are not those of the set. Raises `SealMismatch`."""
     # The class may differ: equal backends give equal ids under any class.
-    found = describe_encoder(encoder)["backend_sha256"]
-    if made["backend_sha256"] != found:
-        raise SealMismatch("seal.tokenizer.backend_sha256", made["backend_sha256"], found, remedy)
-    if seal["chat_template"] is None and seal["templates"] != templates.sha256_by_name:
-        raise SealMismatch("seal.templates", seal["templates"], templates.sha256_by_name, remedy)
+    made: str = seal["tokenizer"]["backend_sha256"]
+    found: str = describe_encoder(encoder)["backend_sha256"]
+    if made != found:
+        raise SealMismatch("seal.tokenizer.backend_sha256", made, found, _REMEDY)
 
 
 def _hash_text_file(path: str | None) -> str | None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.encode import TextEncoder
+from pipeline.encode import EncodedBatch, TextEncoder
 from pipeline.errors import UsageError, escape_controls
 from pipeline.saved import open_splits, read_manifest
+from pipeline.seal import check_encoder
 
 _CONTEXT_STYLES = ("grey50", "grey39")
 _CONTINUATION_STYLES = ("black on bright_green", "black on bright_cyan")
@@ -24,12 +26,19 @@ _CONTROL_STYLE = "bold magenta"
 _BOUNDARY = "▌"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command decide what a closed pipe means; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def print_rows(
     path: str, split: str, row: int | None, id_: str | None, count: int, tokenizer: str | None
 ) -> None:
     """Print rows of the set at ``path``: one by number, those of an id, or the first ``count``.
 
-    Raises `UsageError` for a split, row or id that is not there.
+    Raises `UsageError` for a split, row or id that is not there, and `SealMismatch` for a tokenizer
+    under which the ids are other text.
     """
     manifest = read_manifest(Path(path))
     splits = open_splits(Path(path))
@@ -37,7 +46,8 @@ def print_rows(
         raise UsageError(f"{path}: no split {split!r}; expected one of {sorted(map(str, splits))}")
     rows = splits[split]
     encoder = TextEncoder.from_path(tokenizer or manifest["config"]["tokenizer"])
-    console = Console(highlight=False, soft_wrap=True)
+    check_encoder(manifest["seal"], encoder)
+    console = _Console(highlight=False, soft_wrap=True)
     for number in _choose_rows(rows, path, row, id_, count):
         console.print(_head_of(number, rows[number]))
         console.print(view_row(rows[number], encoder))
@@ -64,7 +74,7 @@ def view_row(row: dict[str, Any], encoder: TextEncoder) -> Text:
 
 
 def split_tokens(ids: Sequence[int], encoder: TextEncoder) -> Iterator[tuple[str, bool]]:
-    """Yield the text of each token, or of several that make one character, and if it is a control token."""
+    """Yield the text of each token, or of several that make one character, and if it is control."""
     control = set(encoder.added_tokens.values())
     run: list[int] = []
     for id_ in ids:
@@ -78,14 +88,24 @@ def split_tokens(ids: Sequence[int], encoder: TextEncoder) -> Iterator[tuple[str
 
 
 def _split_run(run: list[int], encoder: TextEncoder) -> Iterator[tuple[str, bool]]:
-    """Yield pieces of a run as long as the pieces, joined, are the run's own text."""
-    whole = encoder.decode(run) if run else ""
+    """Yield pieces of a run that, joined, are the run's own text as it reads after other tokens."""
+    ids = np.array(run, np.int32)
+
+    def text_of(start: int, end: int) -> str:
+        batch = EncodedBatch(ids[start:end], np.array([0, end - start]))
+        return encoder.decode_after_context(batch)[0]
+
+    def is_complete(piece: str, start: int, end: int) -> bool:
+        # A character of which bytes are missing shows as U+FFFD, which the next token fills.
+        return "\ufffd" not in piece or len(text_of(start, end + 1)) > len(piece)
+
+    whole = text_of(0, len(run))
     shown, start = 0, 0
     for end in range(1, len(run) + 1):
-        piece = encoder.decode(run[start:end])
+        piece = text_of(start, end)
         if end == len(run):
             piece = whole[shown:]
-        elif "\ufffd" in piece or not whole.startswith(piece, shown):
+        elif not (whole.startswith(piece, shown) and is_complete(piece, start, end)):
             continue
         if piece:
             yield piece, False

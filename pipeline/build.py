@@ -28,12 +28,14 @@ from pipeline.config import PrepareConfig
 from pipeline.counts import count_rows, write_rejects
 from pipeline.duplicates import Entry, find_duplicates
 from pipeline.errors import DataRefused, UsageError
+from pipeline.line_formats import name_formats
 from pipeline.publish import MANIFEST, Target
 from pipeline.row_map import ENTRY_SCHEMA, LINE_DIGEST, REJECT, ROW_DIGEST, SPLIT, RowMapper
 from pipeline.row_table import sum_digests
 from pipeline.rows import RowBuilder
 from pipeline.seal import complete_seal, hash_file_bytes
-from pipeline.source import SourceFile, load_lines
+from pipeline.source import SourceFile
+from pipeline.tables import load_table_lines
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, Reject, feature_of
 from pipeline.view.card import write_card
 
@@ -51,7 +53,7 @@ def build_set(
     Raises what `pipeline.job.prepare` raises; ``target`` is then as it was.
     """
     builder = RowBuilder(config)
-    loaded = load_lines(files, target.work / "lines.arrow")
+    loaded = load_table_lines(files, target.work / "lines.arrow")
     seal = complete_seal(seal, builder.encoder, builder.templates, loaded.records)
     earlier = open_earlier_set(target.path, seal) if config.append else None
     lines = sum(record.lines for record in loaded.records)
@@ -59,7 +61,11 @@ def build_set(
         raise UsageError(
             f"input: {', '.join(config.input)}: no line to read; expected JSONL examples"
         )
-    entries = _map_lines(config, target, loaded.dataset, builder, seal["key"])
+    formats = name_formats(loaded.dataset, config.format)
+    for file, name in formats.items():
+        logger.info("%s: format %s", file, name)
+    mapper = RowMapper(config, formats, builder)
+    entries = _map_lines(config, target, loaded.dataset, mapper, seal["key"])
     duplicates = find_duplicates(
         _rows_in(entries), config.on_duplicate, earlier.examples if earlier else {}
     )
@@ -88,6 +94,7 @@ def build_set(
         lines=lines - _count_lines(entries, duplicates.already_there),
         blank_lines=sum(record.blank_lines for record in loaded.records),
         seal=seal,
+        formats=formats,
     )
     if earlier:
         made = made.after(drop_replaced(earlier, duplicates.replaced))
@@ -110,6 +117,7 @@ class _Made:
     lines: int
     blank_lines: int
     seal: dict[str, Any]
+    formats: dict[str, str]
 
     def after(self, earlier: EarlierSet) -> _Made:
         """Return the earlier set with this one behind it."""
@@ -123,17 +131,18 @@ class _Made:
             lines=counts["lines"] + self.lines,
             blank_lines=counts["blank_lines"] + self.blank_lines,
             seal=extend_seal(earlier.manifest["seal"], self.seal),
+            formats={**earlier.manifest["formats"], **self.formats},
         )
 
 
 def _map_lines(
-    config: PrepareConfig, target: Target, lines: datasets.Dataset, builder: RowBuilder, key: str
+    config: PrepareConfig, target: Target, lines: datasets.Dataset, mapper: RowMapper, key: str
 ) -> datasets.Dataset:
     """Return one entry per line, in order: the one pass over the data."""
     size = lines.data.nbytes
     workers = min(config.num_proc, max(1, size // _BYTES_PER_WORKER), max(1, len(lines)))
     return lines.with_format("arrow").map(
-        RowMapper(config, builder),
+        mapper,
         batched=True,
         batch_size=config.batch_size,
         features=datasets.Features({field.name: feature_of(field.type) for field in ENTRY_SCHEMA}),
@@ -228,6 +237,7 @@ def _write(config: PrepareConfig, target: Target, made: _Made) -> dict[str, Any]
         "seal": made.seal,
         "counts": {**counts, "blank_lines": made.blank_lines},
         "config": config.to_dict(),
+        "formats": made.formats,
     }
     write_rejects(target.staging / "rejects.jsonl", made.rejects)
     write_examples(target.staging, made.examples.items())

@@ -46,6 +46,10 @@ class PrepareConfig:
     """JSONL files (plain, .gz, .zst), globs, folders, or - for standard input. Their content is
     sealed, their place is not."""
 
+    format: str = _sealed("auto")
+    """Shape of the input rows (own, openai, openai_log, trl, sharegpt, alpaca, pairs); auto tells it
+    by the first row of each file."""
+
     tokenizer: str = _unsealed()
     """Folder or Hub name of the served model's tokenizer. Its files are sealed, its place is not."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrepareConfig, config_from_mapping
+from pipeline.data_sets import expand_data_sets
 from pipeline.errors import UsageError
 from pipeline.files import find_files, hash_file, spool_streams
 from pipeline.publish import MANIFEST, Target
@@ -57,7 +58,7 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
     target = Target(config.output)
     target.check(overwrite=config.overwrite, inputs=config.input)
     with target.locked():
-        found = find_files(config.input)
+        found = find_files(expand_data_sets(config.input))
         target.check_sources([file.path for file in found])
         target.check_sources(map(Path, filter(None, (config.tokenizer, config.chat_template))))
         files = spool_streams(found, target.work)

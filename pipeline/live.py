@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.config import PrepareConfig, config_from_mapping
+from pipeline.data_sets import expand_data_sets
 from pipeline.decisions import DecisionPoint
 from pipeline.encode import TextEncoder
 from pipeline.errors import ContextFrozenError, Rejected, UsageError, excerpt_of
 from pipeline.examples import TrainingExample
+from pipeline.formats import read_example
 from pipeline.rows import RowBuilder
 from pipeline.saved import open_splits, read_manifest
 from pipeline.server import ChatRequest, Message
 from pipeline.source import find_files, parse_line, read_lines
+from pipeline.tables import is_table, open_table
 
 _TIMEOUT_SECONDS = 60
 _REQUESTS_AT_ONCE = 4
@@ -88,7 +91,7 @@ def compare_with_server(path: str, url: str, rows: int) -> Comparison:
     config = config_from_mapping(manifest["config"], f"{path}/manifest.json")
     builder = RowBuilder(config)
     chosen, skipped = _choose_rows(path, rows)
-    examples = _read_examples(config, {row["source"] for row in chosen})
+    examples = _read_examples(config, manifest["formats"], {row["source"] for row in chosen})
     server = _Server(url)
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
         asked = [
@@ -209,13 +212,16 @@ def _choose_rows(path: str, count: int) -> tuple[list[dict[str, Any]], int]:
     return [splits[split][place] for split, place in chosen], skipped
 
 
-def _read_examples(config: PrepareConfig, sources: set[str]) -> dict[str, TrainingExample]:
+def _read_examples(
+    config: PrepareConfig, formats: Mapping[str, str], sources: set[str]
+) -> dict[str, TrainingExample]:
     examples: dict[str, TrainingExample] = {}
-    for file in find_files(config.input):
-        for line in read_lines(file):
+    for file in find_files(expand_data_sets(config.input)):
+        for line in open_table(file) if is_table(file) else read_lines(file):
             source = f"{file.name}:{line.line}"
             if source in sources and line.text is not None:
-                examples[source] = TrainingExample.from_dict(parse_line(line.text))
+                values = parse_line(line.text)
+                examples[source] = read_example(values, formats[file.name], source)
     missing = sources - set(examples)
     if missing:
         raise UsageError(

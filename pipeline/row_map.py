@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ from pipeline.boundary import BoundedRow
 from pipeline.config import PrepareConfig
 from pipeline.decisions import DecisionPoint, assign_split, find_decision_points
 from pipeline.errors import Rejected
-from pipeline.examples import TrainingExample, read_id
+from pipeline.examples import read_id
+from pipeline.formats import read_example
 from pipeline.row_table import Provenance, build_table, digest_rows
 from pipeline.rows import RowBuilder
 from pipeline.source import parse_line
@@ -68,12 +70,18 @@ class RowMapper:
     Each process loads its own tokenizer at the first batch.
     """
 
-    def __init__(self, config: PrepareConfig, builder: RowBuilder | None = None) -> None:
+    def __init__(
+        self,
+        config: PrepareConfig,
+        formats: Mapping[str, str],
+        builder: RowBuilder | None = None,
+    ) -> None:
         self._config = config
+        self._formats = formats
         self._builder = builder
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_config": self._config, "_builder": None}
+        return {"_config": self._config, "_formats": self._formats, "_builder": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -127,7 +135,7 @@ class RowMapper:
         source = f"{file}:{number}"
         try:
             points = find_decision_points(
-                TrainingExample.from_dict(parse_line(text)),
+                read_example(parse_line(text), self._formats[file], source),
                 self._config.decisions,
                 keep_rejected=self._config.rejected_continuations == "keep",
             )

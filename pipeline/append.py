@@ -49,7 +49,8 @@ def open_earlier_set(folder: Path, seal: Mapping[str, Any]) -> EarlierSet:
         raise UsageError(
             f"append: {folder}: columns: train keeps no ids; append needs columns: full"
         )
-    rejects = (folder / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    # Lines end at "\n" alone: an id or a reason may hold other line ends.
+    *rejects, _ = (folder / "rejects.jsonl").read_text(encoding="utf-8").split("\n")
     return EarlierSet(
         splits=load(folder),
         manifest=manifest,

@@ -71,13 +71,8 @@ def build_set(
     )
     rejects = [*loaded.rejects, *_read_rejects(entries), *duplicates.rejects.values()]
     rejects.sort(key=lambda reject: (reject.file, reject.line))
-    _judge(
-        config,
-        target,
-        rejects,
-        len(rejects) - len(duplicates.rejects) + len(duplicates.faults),
-        lines,
-    )
+    faults = len(rejects) - len(duplicates.rejects) + len(duplicates.faults)
+    _judge(config, target, rejects, faults, lines)
     is_row = np.equal(entries.data.column(REJECT).is_null().to_numpy(), True)
     is_row[duplicates.places] = False
     if earlier and not is_row.any() and not rejects:
@@ -86,6 +81,7 @@ def build_set(
     made = _Made(
         splits=_select_splits(entries, is_row, config),
         rejects=rejects,
+        faults=faults,
         examples=dict(
             zip(*(kept.column(name).to_pylist() for name in ("id", LINE_DIGEST)), strict=True)
         ),
@@ -111,6 +107,7 @@ class _Made:
 
     splits: datasets.DatasetDict
     rejects: list[Reject]
+    faults: int
     examples: dict[str, bytes]
     digests: list[bytes]
     tables: list[pa.Table]
@@ -125,6 +122,7 @@ class _Made:
         return _Made(
             splits=join_splits(earlier, self.splits),
             rejects=[*earlier.rejects, *self.rejects],
+            faults=counts["faults"] + self.faults,
             examples={**earlier.examples, **self.examples},
             digests=[bytes.fromhex(earlier.manifest["digest"]), *self.digests],
             tables=[*(rows.data.table for rows in earlier.splits.values()), *self.tables],
@@ -235,7 +233,7 @@ def _write(config: PrepareConfig, target: Target, made: _Made) -> dict[str, Any]
     manifest: dict[str, Any] = {
         "digest": sum_digests(made.digests),
         "seal": made.seal,
-        "counts": {**counts, "blank_lines": made.blank_lines},
+        "counts": {**counts, "faults": made.faults, "blank_lines": made.blank_lines},
         "config": config.to_dict(),
         "formats": made.formats,
     }

@@ -65,6 +65,10 @@ def read_messages(value: Any, name: str) -> list[Message]:
     for index, message in enumerate(cast("list[Any]", value)):
         if not isinstance(message, dict):
             raise Rejected("wrong_type", f"{name}[{index}]: expected a message object", message)
+        if cast("Message", message).get("content") == []:
+            # A server renders it as nothing; in a log it is a lost content.
+            reason = "an empty list; expected text, parts, or null beside tool calls"
+            raise Rejected("wrong_type", f"{name}[{index}].content: {reason}")
         messages.append(drop_message_nulls(cast("Message", message)))
     if not messages:
         raise Rejected("empty_context", f"{name}: the list is empty; expected at least one message")

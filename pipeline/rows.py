@@ -55,6 +55,8 @@ class _Answer:
 class RowBuilder:
     """Everything that turns decision points into rows, loaded once per process.
 
+    >>> from pipeline.decisions import find_decision_points
+    >>> from pipeline.examples import TrainingExample
     >>> builder = RowBuilder(PrepareConfig(input=("x",), tokenizer="configs/tokenizer", output="y"))
     >>> example = TrainingExample("a", "2+2=", "4")
     >>> row = builder.build(find_decision_points(example))[0]
@@ -92,11 +94,15 @@ class RowBuilder:
         self._facts_by_request: dict[str, TurnFacts] = {}
 
     @cached_property
-    def policy(self) -> LengthPolicy:
-        """The length policy, with ``max_len`` never above what the model can take."""
-        config, limit = self._config, read_position_limit(self.encoder.folder)
+    def _position_limit(self) -> int | None:
+        return read_position_limit(self.encoder.folder)
+
+    def _make_policy(self, max_len: int | None) -> LengthPolicy:
+        """Return the length policy, with ``max_len`` never above what the model can take."""
+        config = self._config
+        max_len = config.max_len if max_len is None else max_len
         return LengthPolicy(
-            max_len=min(config.max_len, limit or config.max_len),
+            max_len=min(max_len, self._position_limit or max_len),
             overlong=config.overlong,
             overlong_last_turn=config.overlong_last_turn,
             overlong_continuation=config.overlong_continuation,
@@ -108,10 +114,11 @@ class RowBuilder:
     def build(
         self, points: Sequence[DecisionPoint], max_len: int | None = None
     ) -> list[BoundedRow | Rejected]:
-        """Return one row, or the reason why there is none, for each point, in order."""
-        policy = self.policy
-        if max_len is not None:
-            policy = replace(policy, max_len=min(max_len, policy.max_len))
+        """Return one row, or the reason why there is none, for each point, in order.
+
+        ``max_len`` (tokens) replaces the setting.
+        """
+        policy = self._make_policy(max_len)
         contexts = self._build_contexts(points)
         answers = [self._build_answer(point, contexts[_key_of(point)]) for point in points]
         texts = [

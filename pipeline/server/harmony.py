@@ -124,24 +124,23 @@ class HarmonyDialect:
 def _encode_message(
     encoding: harmony.HarmonyEncoding, message: harmony.Message, options: harmony.RenderOptions
 ) -> list[int]:
-    """Return the ids of one message, a tool result's recipient after its channel.
+    """Return the ids of one message, with vLLM's header where it has a recipient.
 
-    openai-harmony writes the recipient before the channel; the encoder of vLLM 0.33.0 (oss-harmony
-    0.0.11) writes it after, except for calls, which vLLM puts back to the first form
-    (``harmony_utils.py``: ``_use_legacy_tool_call_headers``).
+    A call names its recipient before the channel, a result after it. Releases of the encoder
+    disagree on both, and vLLM mends the calls of its own (``harmony_utils.py``:
+    ``_use_legacy_tool_call_headers``), so the header is written here.
     """
     ids = encoding.render(message, options)
-    if message.recipient != "assistant":
+    if message.recipient is None:
         return ids
-    author, channel = message.author.name, message.channel
-    written, wanted = (
-        encoding.encode(f"<|start|>{head}<|message|>", allowed_special="all")
-        for head in (
-            f"{author} to=assistant<|channel|>{channel}",
-            f"{author}<|channel|>{channel} to=assistant",
+    if message.author.name is None:
+        header = (
+            f"assistant to={message.recipient}<|channel|>{message.channel} {message.content_type}"
         )
-    )
-    return [*wanted, *ids[len(written) :]] if ids[: len(written)] == written else ids
+    else:
+        header = f"{message.author.name}<|channel|>{message.channel} to={message.recipient}"
+    opening = encoding.encode(f"<|start|>{header}<|message|>", allowed_special="all")
+    return [*opening, *ids[ids.index(opening[-1]) + 1 :]]
 
 
 def read_messages(messages: object) -> list[list[harmony.Message]]:

@@ -25,7 +25,9 @@ MAX_LEN = {"overlong_continuation.jsonl": 32, "overlong_context.jsonl": 64}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: it would cut at U+2028, which stands inside the texts here.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def outcomes_of(config: PrepareConfig) -> dict[int, dict[str, Any]]:

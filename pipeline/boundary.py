@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.encode import Ids
 from pipeline.errors import Rejected
 from pipeline.server import Message
-from pipeline.turns import EncodeMessages, KeptTurns, cut_inside, drop_turns, measure_head
+from pipeline.turns import EncodeMessages, KeptTurns, cut_inside, drop_turns, measure_ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,12 @@ class LengthPolicy:
     max_continuation: int | None = None
     bos_id: int | None = None
 
-    @property
-    def continuation_limit(self) -> int:
-        """Most tokens of a continuation, its end of turn included."""
-        room = self.max_len - self.min_context
+    def limit_continuation(self, context_len: int) -> int:
+        """Return the most tokens of a continuation, its end of turn included.
+
+        A context shorter than ``min_context`` tokens is whole, so it needs no more than itself.
+        """
+        room = self.max_len - min(self.min_context, context_len)
         return room if self.max_continuation is None else min(room, self.max_continuation)
 
 
@@ -82,20 +84,24 @@ def hash_context(context_ids: Ids) -> str:
     return hashlib.sha256(context_ids.astype("<i4", copy=False).tobytes()).hexdigest()[:32]
 
 
-def fit_continuation(ids: Ids, policy: LengthPolicy) -> tuple[Ids, tuple[str, ...]]:
+def fit_continuation(
+    ids: Ids, context_len: int, policy: LengthPolicy
+) -> tuple[Ids, tuple[str, ...]]:
     """Return a continuation that fits, and its flags: cut from the right it has no end of turn.
 
-    Raises `Rejected` (``continuation_too_long``) where the policy says so.
+    ``context_len`` is that of the whole context. Raises `Rejected` (``continuation_too_long``)
+    where the policy says so.
     """
-    limit = policy.continuation_limit
+    limit = policy.limit_continuation(context_len)
     if len(ids) <= limit:
         return ids, ()
     if policy.overlong_continuation == "cut_right" and limit >= 1:
         return ids[:limit], ("continuation_cut",)
+    cause = "max_continuation" if limit == policy.max_continuation else "max_len"
     raise Rejected(
         "continuation_too_long",
-        f"continuation: {len(ids)} tokens, at most {limit} fit beside a context within max_len "
-        f"{policy.max_len}; raise max_len or shorten it",
+        f"continuation: {len(ids)} tokens, at most {limit} are left to it by {cause}; "
+        f"raise {cause}, or choose overlong_continuation: cut_right",
     )
 
 
@@ -131,7 +137,7 @@ def fit_context(
         )
     else:
         kept = cut_left(context_ids, room, policy.bos_id)
-        flags = ("truncated", "raw_cut") if is_raw else ("truncated",)
+        flags = ("truncated", "raw_cut" if is_raw else "turn_cut")
         fitted = FittedContext(kept, len(context_ids) - len(kept), 0, flags)
     if fitted is None:
         raise _too_long(
@@ -151,15 +157,18 @@ def _drop_turns(
 ) -> FittedContext | None:
     """Return the context without its oldest turns; None where even that is too long to keep whole."""
     kept = drop_turns(messages, room, encode) or KeptTurns(context_ids, tuple(messages), 0)
-    ids = kept.ids
+    ids, flags = kept.ids, ["truncated"]
+    if kept.dropped_messages:
+        flags.append("turns_dropped")
     if len(ids) > room:
         if policy.overlong_last_turn == "reject":
             return None
-        head_len = measure_head(kept.messages, ids, encode)
-        ids = cut_inside(ids, head_len, room)
-        ids = cut_left(kept.ids, room, policy.bos_id) if ids is None else ids
-    flags = ("truncated", "turns_dropped") if kept.dropped_messages else ("truncated",)
-    return FittedContext(ids, len(context_ids) - len(ids), kept.dropped_messages, flags)
+        head_len, tail_len = measure_ends(kept.messages, ids, encode)
+        inside = cut_inside(ids, head_len, tail_len, room)
+        ids = cut_left(ids, room, policy.bos_id) if inside is None else inside
+        flags.append("turn_cut")
+    dropped_tokens = len(context_ids) - len(ids)
+    return FittedContext(ids, dropped_tokens, kept.dropped_messages, tuple(flags))
 
 
 def _too_long(

@@ -295,6 +295,8 @@ def _spell_type(hint: Any) -> str:
         return "a path or a list of paths"
     if get_origin(hint) is dict:
         return "names with JSON values; quote a date"
+    if get_origin(hint) is UnionType:
+        return " or ".join(_spell_type(option) for option in get_args(hint))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
-        hint, "text or nothing"
+        hint, "nothing"
     )

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import UsageError, excerpt_of
-from pipeline.files import FOLDER_SUFFIXES
-from pipeline.tables import TABLE_SUFFIXES
+from pipeline.files import FOLDER_SUFFIXES, TABLE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

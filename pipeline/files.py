@@ -29,6 +29,10 @@ FOLDER_SUFFIXES: Final = tuple(
 data these are mostly metadata or arrays; name such files or give a glob."""
 
 
+TABLE_SUFFIXES: Final = (".parquet", ".arrow")
+"""Ends of names by which a file is read as a table, one example a row."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """An input file: where it is, and ``name``, what rows, rejects and errors call it.

@@ -211,12 +211,15 @@ class RowBuilder:
         if isinstance(context, Rejected):
             return context
         try:
+            facts = self._facts(
+                dict(context.request.chat_template_kwargs), bool(context.request.tools)
+            )
             if point.continuation_ids is not None:
                 ids = check_continuation_ids(
                     point.continuation_ids,
                     point.continuation if isinstance(point.continuation, str) else "",
                     self.encoder,
-                    self._stop_ids,
+                    self._end_ids(facts),
                     needs_end=self._settings.end_of_turn != "none",
                 )
                 return _Answer("", None, ("sampled_ids",), ids)
@@ -226,9 +229,7 @@ class RowBuilder:
                 context.request,
                 self.dialect,
                 self.templates,
-                self._facts(
-                    dict(context.request.chat_template_kwargs), bool(context.request.tools)
-                ),
+                facts,
                 self._settings,
             )
         except Rejected as error:
@@ -243,7 +244,7 @@ class RowBuilder:
         proof: tuple[str, ...],
         policy: LengthPolicy,
     ) -> BoundedRow:
-        ids, cut = fit_continuation(ids, policy)
+        ids, cut = fit_continuation(ids, len(context.ids), policy)
         fitted = fit_context(
             context.ids,
             len(ids),
@@ -292,6 +293,12 @@ class RowBuilder:
                 "this tokenizer; name its end of turn with end_of_turn:",
             )
         return np.append(ids, np.int32(id_))
+
+    def _end_ids(self, facts: TurnFacts) -> frozenset[int]:
+        """Return the ids at which a turn can end: learnt, named by the settings, or the model's."""
+        named = {*facts.ends, self._settings.end_of_turn}
+        ids = {id_ for text, id_ in self.encoder.added_tokens.items() if text in named}
+        return self._stop_ids | ids
 
     def _bos_flags(self, context_ids: Ids) -> tuple[str, ...]:
         bos_id = self.encoder.bos_id

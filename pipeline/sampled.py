@@ -24,42 +24,52 @@ def check_continuation_ids(
     ids: Sequence[int],
     text: str,
     encoder: TextEncoder,
-    stop_ids: Collection[int],
+    end_ids: Collection[int],
     *,
     needs_end: bool,
 ) -> Ids:
-    """Return the sampled ids as int32, the stop token at their end included.
+    """Return the sampled ids as int32, the token that ends their turn included.
 
-    ``text`` is what the example says they stand for (empty where it says nothing). Raises
-    `Rejected` (``empty_continuation``, ``bad_ids``) for ids outside the vocabulary, a stop token
-    before the end, none at the end where ``needs_end``, and ids that decode to another text.
+    ``text`` is what the example says they stand for (empty where it says nothing); a server leaves
+    special tokens out of it (``skip_special_tokens``). ``end_ids`` are those at which a turn can
+    end. Raises `Rejected` (``empty_continuation``, ``bad_ids``) for ids outside the vocabulary, an
+    end before the last id, none at the last where ``needs_end``, and ids that decode to another text.
     """
     if not ids:
         raise Rejected("empty_continuation", "continuation_ids: empty; expected the sampled ids")
     checked = _check_range("continuation_ids", ids, encoder.vocabulary_size)
-    body = checked[:-1] if int(checked[-1]) in stop_ids else checked
-    if needs_end and stop_ids and len(body) == len(checked):
+    body = checked[:-1] if int(checked[-1]) in end_ids else checked
+    if needs_end and end_ids and len(body) == len(checked):
         raise Rejected(
             "bad_ids",
-            "continuation_ids: do not end with a stop token of generation_config.json, so the turn was "
-            "cut; end_of_turn: none trains it as it is",
+            "continuation_ids: their last is no end of turn (a stop id of generation_config.json, or "
+            "what the template writes), so the turn was cut; end_of_turn: none trains it as it is",
             ids[-1],
         )
     if not len(body):
-        raise Rejected("empty_continuation", "continuation_ids: nothing but the stop token")
-    early = np.flatnonzero(np.isin(body, list(stop_ids)))
+        raise Rejected("empty_continuation", "continuation_ids: nothing but the end of turn")
+    early = np.flatnonzero(np.isin(body, list(end_ids)))
     if len(early):
         raise Rejected(
-            "bad_ids", f"continuation_ids[{early[0]}]: a stop token before the end", body[early[0]]
+            "bad_ids",
+            f"continuation_ids[{early[0]}]: an end of turn before the last id",
+            int(body[early[0]]),
         )
     decoded = encoder.decode(body)
-    if text and decoded != text and decoded != encoder.normalise(text):
+    if text and not {text, encoder.normalise(text)} & _spellings(checked, body, encoder):
         raise Rejected(
             "bad_ids",
             f"continuation_ids: decode to another text than continuation, {excerpt_of(text)}",
             decoded,
         )
     return checked
+
+
+def _spellings(checked: Ids, body: Ids, encoder: TextEncoder) -> set[str]:
+    """Return the texts that a log may give for these ids."""
+    special = [encoder.added_tokens[token] for token in encoder.special_tokens]
+    shown = body[~np.isin(body, special)]
+    return {encoder.decode(ids) for ids in (body, checked, shown)}
 
 
 def _check_range(name: str, ids: Sequence[int], vocabulary_size: int) -> Ids:

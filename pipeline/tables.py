@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cells import Decoder, find_decoder, write_json
 from pipeline.errors import Rejected, UnreadableFile, excerpt_of
-from pipeline.files import SourceFile, hash_file, unreadable
+from pipeline.files import TABLE_SUFFIXES, SourceFile, hash_file, unreadable
 from pipeline.formats import KNOWN_KEYS
 from pipeline.source import (
     MAX_LINE_BYTES,
@@ -27,8 +27,6 @@ from pipeline.source import (
     load_lines,
     open_lines,
 )
-
-TABLE_SUFFIXES: Final = (".parquet", ".arrow")
 
 _BATCH_BYTES: Final = 4 * 2**20
 """Arrow data that is held as Python objects at once; those take several times as much."""

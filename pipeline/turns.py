@@ -94,36 +94,43 @@ def drop_turns(messages: Sequence[Message], room: int, encode: EncodeMessages) -
     return KeptTurns(ids, tuple(kept), len(messages) - len(kept))
 
 
-def cut_inside(ids: Ids, head_len: int, room: int) -> Ids | None:
-    """Return ``ids`` without the tokens after the head that are too many; None where none is left.
+def cut_inside(ids: Ids, head_len: int, tail_len: int, room: int) -> Ids | None:
+    """Return ``ids`` without the tokens after the head that are too many for ``room``.
 
-    >>> cut_inside(np.arange(8, dtype=np.int32), 2, 5)
+    None where there is no head, or no token fits between it and the tail.
+
+    >>> cut_inside(np.arange(8, dtype=np.int32), 2, 1, 5)
     array([0, 1, 5, 6, 7], dtype=int32)
     """
-    if not 0 < head_len < room:
+    if not head_len or head_len + tail_len >= room:
         return None
     return np.concatenate([ids[:head_len], ids[len(ids) - (room - head_len) :]])
 
 
-def measure_head(messages: Sequence[Message], ids: Ids, encode: EncodeMessages) -> int:
-    """Return how many of ``ids``, the prompt of ``messages``, stand before the oldest turn's content.
+def measure_ends(
+    messages: Sequence[Message], ids: Ids, encode: EncodeMessages
+) -> tuple[int, int]:
+    """Return how many of ``ids``, the prompt of ``messages``, a cut inside must leave alone.
 
-    System messages at the start and the turn's own header: what a cut inside that turn leaves
-    alone. 0 where it cannot be told.
+    First those before the oldest turn's content: system messages, tools, its header. Then those
+    after the last content: its end of turn and the generation prompt. (0, 0) where it cannot be
+    told.
     """
     oldest = _count_pinned(messages)
     if oldest >= len(messages):
-        return 0
-    # Two other contents: whatever all three renderings begin with stands before the content.
-    heads = [len(ids)]
+        return 0, 0
+    # Two other texts for both contents: what all three renderings begin and end with is not theirs.
+    head_len = tail_len = len(ids)
     for text in ("\u2021", "0"):
         changed = [*messages]
-        changed[oldest] = {**messages[oldest], "content": text}
+        for place in (oldest, -1):
+            changed[place] = {**messages[place], "content": text}
         other = _encode_if_accepted(encode, changed)
         if other is None:
-            return 0
-        heads.append(_common_len(ids, other))
-    return min(heads)
+            return 0, 0
+        head_len = min(head_len, _common_len(ids, other))
+        tail_len = min(tail_len, _common_len(ids[::-1], other[::-1]))
+    return head_len, tail_len
 
 
 def _common_len(left: Ids, right: Ids) -> int:

@@ -43,6 +43,7 @@ FLAGS: Final = frozenset(
     {
         "truncated",
         "turns_dropped",
+        "turn_cut",
         "raw_cut",
         "continuation_cut",
         "control_token_in_text",

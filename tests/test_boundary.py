@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.boundary import (
@@ -16,6 +17,7 @@ from pipeline.boundary import (
     LengthPolicy,
     cut_left,
     fit_context,
+    fit_continuation,
     hash_context,
     join_row,
 )
@@ -30,7 +32,40 @@ def ids_of(*ids: int) -> Ids:
     return np.array(ids, np.int32)
 
 
-# ---- fitting
+# ---- the continuation
+
+
+@given(
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.integers(2, 40),
+    st.integers(1, 10),
+    st.none() | st.integers(1, 20),
+)
+def test_a_continuation_fits_beside_the_least_context(
+    length: int, context_len: int, max_len: int, min_context: int, most: int | None
+) -> None:
+    policy = LengthPolicy(max_len, min_context=min_context, max_continuation=most)
+    ids = np.arange(length, dtype=np.int32)
+    # A context that is shorter than the least is whole: nothing is kept free for what it lacks.
+    room = max_len - min(min_context, context_len)
+    limit = room if most is None else min(room, most)
+    if length <= limit:
+        assert fit_continuation(ids, context_len, policy) == (ids, ())
+        return
+    with pytest.raises(Rejected, match=f"{length} tokens, at most {limit} are left") as caught:
+        fit_continuation(ids, context_len, policy)
+    assert caught.value.code == "continuation_too_long"
+    cutting = replace(policy, overlong_continuation="cut_right")
+    if limit >= 1:
+        kept, flags = fit_continuation(ids, context_len, cutting)
+        assert (kept.tolist(), flags) == (ids[:limit].tolist(), ("continuation_cut",))
+    else:
+        with pytest.raises(Rejected):
+            fit_continuation(ids, context_len, cutting)
+
+
+# ---- the context
 
 
 @given(
@@ -39,13 +74,9 @@ def ids_of(*ids: int) -> Ids:
 def test_a_cut_row_fits_and_keeps_the_end_of_its_context(
     context: list[int], continuation_len: int, max_len: int, bos_id: int | None, is_raw: bool
 ) -> None:
-    policy = LengthPolicy(max_len, "cut_left", bos_id)
+    policy = LengthPolicy(max_len, "cut_left", bos_id=bos_id)
+    assume(continuation_len <= policy.limit_continuation(len(context)))
     room = max_len - continuation_len
-    if room < 1:
-        with pytest.raises(Rejected) as caught:
-            fit_context(ids_of(*context), continuation_len, policy, is_raw=is_raw)
-        assert caught.value.code == "continuation_too_long"
-        return
     fitted = fit_context(ids_of(*context), continuation_len, policy, is_raw=is_raw)
     kept = fitted.ids.tolist()
     assert 1 <= len(kept) == min(len(context), room)
@@ -58,9 +89,8 @@ def test_a_cut_row_fits_and_keeps_the_end_of_its_context(
     assert tail == context[len(context) - len(tail) :]
     assert not keeps_bos or kept[0] == bos_id
     was_cut = len(kept) < len(context)
-    assert fitted.flags == (
-        () if not was_cut else ("truncated", "raw_cut") if is_raw else ("truncated",)
-    )
+    flags = ("truncated", "raw_cut" if is_raw else "turn_cut")
+    assert fitted.flags == (flags if was_cut else ())
 
 
 @pytest.mark.parametrize("overlong", ["drop_turns", "cut_left", "reject"])
@@ -76,7 +106,7 @@ def test_one_token_too_many_is_cut_or_refused() -> None:
     context = np.arange(6, dtype=np.int32)
     cut = fit_context(context, 5, LengthPolicy(10, "cut_left"), is_raw=False)
     assert cut.ids.tolist() == [1, 2, 3, 4, 5]
-    assert (cut.dropped_tokens, cut.flags) == (1, ("truncated",))
+    assert (cut.dropped_tokens, cut.flags) == (1, ("truncated", "turn_cut"))
     with pytest.raises(
         Rejected, match="context 6 \\+ continuation 5 tokens are over max_len 10"
     ) as caught:
@@ -86,7 +116,7 @@ def test_one_token_too_many_is_cut_or_refused() -> None:
 
 def test_a_leading_bos_stays_and_is_counted_as_kept() -> None:
     context = ids_of(BOS, 10, 11, 12, 13)
-    fitted = fit_context(context, 2, LengthPolicy(5, "cut_left", BOS), is_raw=False)
+    fitted = fit_context(context, 2, LengthPolicy(5, "cut_left", bos_id=BOS), is_raw=False)
     assert fitted.ids.tolist() == [BOS, 12, 13]
     assert fitted.dropped_tokens == 2
 
@@ -105,15 +135,12 @@ def test_bos_id_zero_is_a_bos() -> None:
     assert cut_left(ids_of(0, 10, 11, 12), 2, 0).tolist() == [0, 12]
 
 
-@pytest.mark.parametrize("overlong", ["drop_turns", "cut_left", "reject"])
-@pytest.mark.parametrize("continuation_len", [10, 11, 500])
-def test_a_continuation_that_leaves_no_room_is_refused_whatever_the_policy(
-    overlong: str, continuation_len: int
-) -> None:
-    with pytest.raises(Rejected) as caught:
-        fit_context(ids_of(7), continuation_len, LengthPolicy(10, overlong), is_raw=False)
-    assert caught.value.code == "continuation_too_long"
-    assert str(continuation_len) in caught.value.reason
+def test_a_context_below_the_least_is_refused() -> None:
+    policy = LengthPolicy(10, "cut_left", min_context=4)
+    assert len(fit_context(np.arange(20, dtype=np.int32), 6, policy, is_raw=True).ids) == 4
+    with pytest.raises(Rejected, match="lower min_context") as caught:
+        fit_context(np.arange(20, dtype=np.int32), 7, policy, is_raw=True)
+    assert caught.value.code == "too_long"
 
 
 def test_a_context_of_no_token_is_refused() -> None:
@@ -124,7 +151,7 @@ def test_a_context_of_no_token_is_refused() -> None:
 
 def test_cutting_leaves_the_given_ids_as_they_were() -> None:
     context = ids_of(BOS, 2, 3, 4, 5)
-    fit_context(context, 1, LengthPolicy(3, "cut_left", BOS), is_raw=False)
+    fit_context(context, 1, LengthPolicy(3, "cut_left", bos_id=BOS), is_raw=False)
     assert context.tolist() == [BOS, 2, 3, 4, 5]
 
 

@@ -22,16 +22,25 @@ from pipeline.config import (
 from pipeline.errors import UsageError
 
 SEALED_DEFAULTS: dict[str, Any] = {
+    "format": "auto",
     "chat_template_kwargs": {},
     "server": "vllm",
     "server_options": {},
     "raw_context": "chat",
     "max_len": 8192,
     "overlong": "drop_turns",
+    "overlong_last_turn": "cut_left",
+    "overlong_continuation": "reject",
+    "min_context": 1,
+    "max_continuation": None,
+    "decisions": "given",
+    "rejected_continuations": "drop",
+    "validation_fraction": 0.0,
     "end_of_turn": "auto",
     "think": "close",
     "control_tokens": "flag",
     "columns": "full",
+    "on_duplicate": "error",
     "trust_remote_code": False,
 }
 # The first four are sealed by their content instead: the bytes of the files they point to.
@@ -40,20 +49,30 @@ UNSEALED = {"input", "tokenizer", "chat_template", "output"} | {
     "num_proc",
     "batch_size",
     "overwrite",
+    "append",
 }
 REQUIRED = {"input": "a.jsonl", "tokenizer": "t", "output": "o"}
 # Another valid value of every sealed setting.
 OTHER_VALUES: dict[str, Any] = {
+    "format": "own",
     "chat_template_kwargs": {"enable_thinking": False},
     "server": "plain",
     "server_options": {"content_format": "openai"},
     "raw_context": "completions",
     "max_len": 8191,
     "overlong": "reject",
+    "overlong_last_turn": "reject",
+    "overlong_continuation": "cut_right",
+    "min_context": 2,
+    "max_continuation": 100,
+    "decisions": "all",
+    "rejected_continuations": "keep",
+    "validation_fraction": 0.5,
     "end_of_turn": "none",
     "think": "keep",
     "control_tokens": "reject",
     "columns": "train",
+    "on_duplicate": "first",
     "trust_remote_code": True,
 }
 
@@ -92,6 +111,7 @@ def test_unsealed_settings_leave_the_sealed_ones_alone() -> None:
         num_proc=7,
         batch_size=1,
         overwrite=True,
+        append=True,
     )
     assert config.sealed_settings() == SEALED_DEFAULTS
 
@@ -151,6 +171,10 @@ def test_the_resolved_config_goes_through_json_and_back() -> None:
         ("tokenizer", 7, "text"),
         ("output", None, "text"),
         ("chat_template", 3, "text or nothing"),
+        ("max_continuation", "x", "a whole number or nothing"),
+        ("max_continuation", True, "a whole number or nothing"),
+        ("min_context", None, "a whole number"),
+        ("decisions", "some", "'given' or 'all' or 'last'"),
         ("input", 3, "a path or a list of paths"),
         ("input", ["a.jsonl", 3], "a path or a list of paths"),
         ("input", {"a": "b"}, "a path or a list of paths"),
@@ -197,6 +221,12 @@ def test_a_date_that_yaml_made_of_a_template_variable_is_refused_not_rendered(
         ("max_reject_rate", -0.1),
         ("max_reject_rate", 1.01),
         ("max_reject_rate", float("nan")),
+        ("validation_fraction", 1),
+        ("validation_fraction", -0.1),
+        ("validation_fraction", float("nan")),
+        ("min_context", 0),
+        ("min_context", 8192),
+        ("max_continuation", 0),
         ("input", []),
     ],
 )
@@ -206,7 +236,16 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_len", 2), ("max_reject_rate", 0), ("max_reject_rate", 1)]
+    ("name", "value"),
+    [
+        ("max_len", 2),
+        ("max_reject_rate", 0),
+        ("max_reject_rate", 1),
+        ("validation_fraction", 0),
+        ("min_context", 8191),
+        ("max_continuation", 1),
+        ("max_continuation", None),
+    ],
 )
 def test_the_edges_of_a_range_are_inside(name: str, value: Any) -> None:
     assert getattr(config_of(**{name: value}), name) == value

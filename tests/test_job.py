@@ -56,7 +56,9 @@ def rows_of(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def rejects_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    assert rest == ""
+    return [json.loads(line) for line in lines]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -186,24 +188,32 @@ def test_a_file_that_cannot_be_read_to_its_end_stops_the_job(
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    ("second", "words"),
-    [
-        (EXAMPLES[0], "the same line again"),
-        ({**EXAMPLES[0], "continuation": "other"}, "another example"),
-    ],
-)
-def test_an_id_twice_is_refused_and_the_first_place_named(
-    tmp_path: Path, make_config: ConfigMaker, second: dict[str, Any], words: str
+def test_an_id_of_two_examples_is_refused_and_the_first_place_named(
+    tmp_path: Path, make_config: ConfigMaker
 ) -> None:
     write_lines(tmp_path / "a.jsonl", EXAMPLES[:2])
-    write_lines(tmp_path / "b.jsonl", [second])
-    prepared = prepare(make_config(f"{tmp_path}/*.jsonl", max_reject_rate=0.5))
+    write_lines(tmp_path / "b.jsonl", [{**EXAMPLES[0], "continuation": "other"}])
+    config = make_config(f"{tmp_path}/*.jsonl")
+    with pytest.raises(DataRefused, match="duplicate_id 1"):
+        prepare(config)
+    (tmp_path / "set.rejects.jsonl").unlink()
+    prepared = prepare(dataclasses.replace(config, max_reject_rate=0.5))
     (reject,) = rejects_of(prepared.output / "rejects.jsonl")
     assert (reject["file"], reject["line"], reject["code"]) == ("b.jsonl", 1, "duplicate_id")
-    assert "a.jsonl:1 has it already" in reject["reason"]
-    assert words in reject["reason"]
+    assert "a.jsonl:1 has it already (another example)" in reject["reason"]
     assert prepared.counts["rows"] == 2
+
+
+def test_a_line_that_repeats_another_is_kept_once_and_no_fault(
+    tmp_path: Path, make_config: ConfigMaker
+) -> None:
+    lines = write_lines(tmp_path / "e.jsonl", [*EXAMPLES, EXAMPLES[0]])
+    prepared = prepare(make_config(lines))
+    (reject,) = rejects_of(prepared.output / "rejects.jsonl")
+    assert (reject["line"], reject["code"]) == (10, "duplicate_id")
+    counts = prepared.counts
+    assert (counts["lines"], counts["rows"], counts["rejects"], counts["faults"]) == (10, 9, 1, 0)
+    assert prepare(make_config(lines)).was_ready
 
 
 def test_a_number_and_its_digits_are_one_id(tmp_path: Path, make_config: ConfigMaker) -> None:
@@ -270,13 +280,19 @@ def test_columns_for_training_are_numbers_alone(examples: Path, make_config: Con
 
 
 def test_beside_the_rows_stand_manifest_rejects_and_card(quickstart_set: Path) -> None:
-    names = sorted(path.name for path in quickstart_set.iterdir())
-    assert names == ["README.md", "dataset_dict.json", MANIFEST, "rejects.jsonl", "train"]
+    assert sorted(path.name for path in quickstart_set.iterdir()) == [
+        "README.md",
+        "dataset_dict.json",
+        "examples.sha256",
+        MANIFEST,
+        "rejects.jsonl",
+        "train",
+    ]
     card = (quickstart_set / "README.md").read_text("utf-8")
     manifest = json.loads((quickstart_set / MANIFEST).read_text("utf-8"))
     assert manifest["digest"] in card
     assert all(name in card for name in ROW_SCHEMA.names)
-    assert {"digest", "seal", "counts", "config", "files"} == set(manifest)
+    assert {"digest", "seal", "counts", "config", "formats", "files"} == set(manifest)
     assert set(manifest["files"]) == set(snapshot(quickstart_set)) - {MANIFEST}
     assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == {
         name: len(data) for name, data in snapshot(quickstart_set).items() if name != MANIFEST
@@ -612,7 +628,7 @@ def test_whatever_stops_the_job_leaves_the_old_set_and_no_rest(
     def stop(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(build, "_find_duplicates", stop)
+    monkeypatch.setattr(build, "find_duplicates", stop)
     with pytest.raises(type(error)):
         prepare(dataclasses.replace(made, max_len=100))
     assert snapshot(tmp_path) == before
@@ -634,20 +650,25 @@ setattr(home, name, killed)
 job.prepare(config_from_mapping(json.loads(sys.argv[1]), "test"))
 """
 MOMENTS = [
-    ("job", "make_seal", "before", "old"),
-    ("build", "load_lines", "after", "old"),
     ("build", "_map_lines", "after", "old"),
+    ("target", "publish", "before", "old"),
+    ("publish", "_exchange", "after", "new"),
+]
+MORE_MOMENTS = [
+    ("job", "make_seal", "before", "old"),
+    ("build", "load_table_lines", "after", "old"),
     ("build", "_save", "before", "old"),
     ("build", "_save", "after", "old"),
     ("build", "write_card", "after", "old"),
-    ("target", "publish", "before", "old"),
     ("publish", "sync_tree", "after", "old"),
-    ("publish", "_exchange", "after", "new"),
     ("target", "publish", "after", "new"),
 ]
 
 
-@pytest.mark.parametrize(("module", "name", "when", "left"), MOMENTS)
+@pytest.mark.parametrize(
+    ("module", "name", "when", "left"),
+    [*MOMENTS, *(pytest.param(*moment, marks=pytest.mark.nightly) for moment in MORE_MOMENTS)],
+)
 def test_a_killed_job_leaves_a_whole_set_and_the_next_run_finishes(
     made: PrepareConfig, tmp_path: Path, module: str, name: str, when: str, left: str
 ) -> None:
@@ -680,22 +701,29 @@ def test_a_killed_first_job_leaves_nothing_that_looks_like_a_set(
 
 
 def test_standard_input_is_read_and_sealed_by_its_content(
-    tmp_path: Path, bundled_tokenizer: Path
+    tmp_path: Path, bundled_tokenizer: Path, make_config: ConfigMaker
 ) -> None:
-    arguments = ["--input", "-", "--tokenizer", str(bundled_tokenizer)]
-    arguments += ["--output", str(tmp_path / "set"), "--json"]
-    answers: list[dict[str, Any]] = []
-    for lines in (EXAMPLES[:3], EXAMPLES[:3], EXAMPLES[:4]):
+    config = make_config("-", tokenizer=str(bundled_tokenizer))
+    code = (
+        "import json, sys\n"
+        "from pipeline.job import prepare\n"
+        "from pipeline.config import config_from_mapping\n"
+        "made = prepare(config_from_mapping(json.loads(sys.argv[1]), 'test'))\n"
+        "print(json.dumps([made.was_ready, made.counts['rows'], made.manifest['seal']['input']]))\n"
+    )
+    answers: list[Any] = []
+    for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", "prepare", *arguments],
-            input="".join(json.dumps(line) + "\n" for line in lines),
+            [sys.executable, "-c", code, json.dumps(config.to_dict())],
+            input="".join(json.dumps(line) + "\n" for line in EXAMPLES),
             capture_output=True,
             text=True,
             cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr
         answers.append(json.loads(done.stdout))
-    assert [answer["was_ready"] for answer in answers] == [False, True, False]
-    assert [answer["counts"]["rows"] for answer in answers] == [3, 3, 4]
-    assert list(answers[0]["seal"]["input"]) == ["stdin"]
+    assert [answer[0] for answer in answers] == [False, True]
+    assert answers[0][1:] == answers[1][1:]
+    assert answers[0][1] == len(EXAMPLES)
+    assert [file["name"] for file in answers[0][2]] == ["stdin"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import row_table
 from pipeline.boundary import BoundedRow, hash_context
-from pipeline.row_table import DIGEST_MODULUS, Provenance, build_table, digest_rows, sum_digests
+from pipeline.row_table import DIGEST_MODULUS, Provenance, build_table, sum_digests
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA
 
 
@@ -38,6 +39,11 @@ def row_of(*ids: int, context_len: int = 1, **values: Any) -> BoundedRow:
 
 def table_of(*rows: BoundedRow) -> pa.Table:
     return build_table(rows, [provenance_of(str(place)) for place in range(len(rows))])
+
+
+def digest_rows(table: pa.Table, split: str) -> list[bytes]:
+    """Return the digests of rows that are all of one split."""
+    return row_table.digest_rows(table, [split] * table.num_rows)
 
 
 ROWS = st.lists(
@@ -216,6 +222,12 @@ def test_words_about_a_row_are_not_its_content(change: dict[str, Any]) -> None:
         build_table([row_of(1, 2)], [provenance_of("a", **values)]) for values in ({}, change)
     ]
     assert digest_rows(tables[0], "train") == digest_rows(tables[1], "train")
+
+
+def test_each_row_is_of_its_own_split() -> None:
+    table = table_of(row_of(1, 2), row_of(1, 2))
+    left, right = digest_rows(table, "train"), digest_rows(table, "validation")
+    assert row_table.digest_rows(table, ["train", "validation"]) == [left[0], right[1]]
 
 
 def test_ids_cannot_move_between_neighbouring_lengths() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 
 from pipeline.boundary import BoundedRow
 from pipeline.config import config_from_mapping
+from pipeline.decisions import find_decision_points
 from pipeline.errors import Rejected, UsageError
 from pipeline.examples import TrainingExample, load_examples
 from pipeline.rows import RowBuilder
@@ -50,8 +52,15 @@ def chat(continuation: Any = "Hello", *messages: dict[str, Any], **values: Any) 
     )
 
 
+def build(
+    builder: RowBuilder, examples: Sequence[TrainingExample], max_len: int | None = None
+) -> list[BoundedRow | Rejected]:
+    """Return one row, or why there is none, for each example."""
+    return builder.build([find_decision_points(each)[0] for each in examples], max_len)
+
+
 def row_of(builder: RowBuilder, example: TrainingExample, max_len: int | None = None) -> BoundedRow:
-    (row,) = builder.build([example], max_len)
+    (row,) = build(builder, [example], max_len)
     assert isinstance(row, BoundedRow), row
     return row
 
@@ -59,7 +68,7 @@ def row_of(builder: RowBuilder, example: TrainingExample, max_len: int | None = 
 def refusal_of(
     builder: RowBuilder, example: TrainingExample, max_len: int | None = None
 ) -> Rejected:
-    (refusal,) = builder.build([example], max_len)
+    (refusal,) = build(builder, [example], max_len)
     assert isinstance(refusal, Rejected), refusal
     return refusal
 
@@ -110,7 +119,7 @@ def test_context_ids_are_those_of_apply_chat_template(bundled_examples: Path) ->
     tokenizer: Any = AutoTokenizer.from_pretrained(BUNDLED)
     builder = make_builder(server="plain")
     examples = [each for each in load_examples(bundled_examples) if each.messages is not None]
-    rows = builder.build(examples)
+    rows = build(builder, examples)
     assert len(rows) == len(examples) > 40
     for example, row in zip(examples, rows, strict=True):
         assert isinstance(row, BoundedRow), row
@@ -156,19 +165,19 @@ def test_every_row_adds_its_continuation_and_one_end_of_turn(
 def test_a_refused_example_does_not_shift_its_neighbours(place: int) -> None:
     examples = [chat("one"), chat("two")]
     examples.insert(place, chat("<|im_start|>user"))
-    results = bundled().build(examples)
+    results = build(bundled(), examples)
     assert isinstance(results.pop(place), Rejected)
     added = [texts_of(bundled(), row)[1] for row in results if isinstance(row, BoundedRow)]
     assert added == [f"one{END}", f"two{END}"]
 
 
 def test_no_examples_make_no_rows() -> None:
-    assert bundled().build([]) == []
+    assert build(bundled(), []) == []
 
 
 def test_a_row_does_not_depend_on_the_batch_it_is_in(bundled_examples: Path) -> None:
     examples = load_examples(bundled_examples)
-    together = bundled().build(examples)
+    together = build(bundled(), examples)
     for example, row in zip(examples, together, strict=True):
         assert isinstance(row, BoundedRow)
         alone = row_of(bundled(), example)
@@ -178,7 +187,7 @@ def test_a_row_does_not_depend_on_the_batch_it_is_in(bundled_examples: Path) -> 
 
 def test_building_leaves_the_examples_as_they_were(bundled_examples: Path) -> None:
     examples, before = load_examples(bundled_examples), load_examples(bundled_examples)
-    bundled().build(examples)
+    build(bundled(), examples)
     assert examples == before
 
 
@@ -242,7 +251,7 @@ def test_without_a_template_a_raw_context_needs_the_end_of_turn_named(folder: Pa
 def test_without_a_template_messages_are_wrong_usage(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(UsageError, match="no chat template"):
-        make_builder(folder, end_of_turn=END).build([chat()])
+        build(make_builder(folder, end_of_turn=END), [chat()])
 
 
 # ---- raw contexts and the BOS
@@ -299,7 +308,7 @@ def test_a_row_is_never_longer_than_max_len_and_says_when_it_was_cut() -> None:
     builder = make_builder(overlong="cut_left")
     whole = row_of(builder, chat())
     for max_len in range(1, whole.total_len + 3):
-        (row,) = builder.build([chat()], max_len)
+        (row,) = build(builder, [chat()], max_len)
         if isinstance(row, Rejected):
             assert row.code == "continuation_too_long"
             assert max_len < whole.total_len - whole.context_len + 1
@@ -400,7 +409,7 @@ def test_flags_and_codes_stay_in_their_closed_sets(bundled_examples: Path) -> No
         for content in ("x", "", None, [], [{"type": "text", "text": "x"}], 3)
         for continuation in ("y", {"content": None}, {"content": "", "reasoning_content": "r"})
     ]
-    results = bundled().build([*load_examples(bundled_examples), *strange])
+    results = build(bundled(), [*load_examples(bundled_examples), *strange])
     assert len(results) > len(strange)
     for result in results:
         if isinstance(result, Rejected):

@@ -107,6 +107,18 @@ def test_set_epoch_starts_that_epoch_and_keeps_a_running_one() -> None:
     taken = list(itertools.islice(sampler, 3))
     sampler.set_epoch(0)
     assert taken + list(sampler) == expected[0]
+    sampler.set_epoch(0)
+    list(itertools.islice(sampler, 3))
+    sampler.set_epoch(1)
+    assert list(sampler) == expected[1]
+
+
+@both_samplers
+def test_batches_come_in_no_order_of_length(sampler_type: Any) -> None:
+    rows = make_lengths(400, contexts=200)
+    longest = [max(rows["total_len"][row] for row in batch) for batch in sampler_type(rows)]
+    rises = sum(later > earlier for earlier, later in itertools.pairwise(longest))
+    assert 0.3 < rises / len(longest) < 0.7
 
 
 @both_samplers
@@ -198,7 +210,8 @@ def test_a_row_over_a_budget_is_a_batch_of_its_own_with_a_warning(
 def test_rows_that_ranks_cannot_share_are_left_out_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    rows = {"context_len": [900] * 5, "total_len": [910] * 5}
+    context_lens = [900, 800, 700, 600, 550]
+    rows = {"context_len": context_lens, "total_len": [length + 10 for length in context_lens]}
     samplers = [
         LengthBatchSampler(rows, context_tokens=1000, rank=rank, world_size=2) for rank in (0, 1)
     ]

@@ -259,7 +259,7 @@ def of_row_2(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         ({"context_hash": "0" * 32}, "context_hash is not that of the context"),
         ({"flags": ["no_such_flag"]}, "unknown flags"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_a_row_that_breaks_an_invariant_is_named(
     folder: Path, change: dict[str, Any], words: str

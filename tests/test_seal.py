@@ -24,6 +24,7 @@ from pipeline.seal import (
     describe_encoder,
     hash_file_bytes,
     hash_json,
+    hash_seal,
     make_seal,
 )
 from pipeline.server import SERVER_VERSIONS
@@ -73,10 +74,22 @@ def test_the_key_is_the_hash_of_the_rest_of_the_seal(make_config: ConfigMaker) -
     }
 
 
-def test_the_seal_is_the_same_whatever_the_order_of_files(make_config: ConfigMaker) -> None:
+def test_the_order_of_files_is_sealed_because_it_is_that_of_the_rows(
+    make_config: ConfigMaker,
+) -> None:
     config = make_config("a")
-    assert make_seal(config, FILES) == make_seal(config, dict(reversed(FILES.items())))
-    assert list(make_seal(config, FILES)["input"]) == ["a.jsonl", "b.jsonl"]
+    assert key_of(config, FILES) != key_of(config, dict(reversed(FILES.items())))
+    assert make_seal(config, FILES)["input"] == [
+        {"name": "b.jsonl", "sha256": "22"},
+        {"name": "a.jsonl", "sha256": "11"},
+    ]
+
+
+def test_a_complete_seal_has_the_key_of_its_cheap_part(
+    make_config: ConfigMaker, encoder: TextEncoder, templates: ChatTemplates
+) -> None:
+    cheap = make_seal(make_config("a"), {})
+    assert hash_seal(complete_seal(cheap, encoder, templates, [])) == cheap["key"]
 
 
 @pytest.mark.parametrize("name", sorted(OTHER_VALUES))
@@ -95,6 +108,7 @@ def test_a_sealed_setting_changes_the_key(make_config: ConfigMaker, name: str) -
         ("num_proc", 2),
         ("batch_size", 1),
         ("overwrite", True),
+        ("append", True),
     ],
 )
 def test_an_unsealed_setting_leaves_the_key(

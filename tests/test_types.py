@@ -46,6 +46,7 @@ def test_flags_are_a_closed_set() -> None:
     assert {
         "truncated",
         "turns_dropped",
+        "turn_cut",
         "raw_cut",
         "continuation_cut",
         "control_token_in_text",

@@ -6,26 +6,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.collate import ContextFrozenCollator
     from pipeline.examples import TrainingExample, load_examples, save_examples
+    from pipeline.feed import DeviceFeeder
+    from pipeline.frozen import context_frozen_loss
     from pipeline.job import prepare
+    from pipeline.sampling import ContextGroupSampler, LengthBatchSampler
     from pipeline.saved import load
+    from pipeline.token_rows import rows_as_id_pairs
     from pipeline.tokenize import ExampleTokenizer
 
 _HOMES = {
+    "ContextFrozenCollator": "pipeline.collate",
+    "ContextGroupSampler": "pipeline.sampling",
+    "DeviceFeeder": "pipeline.feed",
     "ExampleTokenizer": "pipeline.tokenize",
+    "LengthBatchSampler": "pipeline.sampling",
     "TrainingExample": "pipeline.examples",
+    "context_frozen_loss": "pipeline.frozen",
     "load": "pipeline.saved",
     "load_examples": "pipeline.examples",
     "prepare": "pipeline.job",
+    "rows_as_id_pairs": "pipeline.token_rows",
     "save_examples": "pipeline.examples",
 }
 
 __all__ = [
+    "ContextFrozenCollator",
+    "ContextGroupSampler",
+    "DeviceFeeder",
     "ExampleTokenizer",
+    "LengthBatchSampler",
     "TrainingExample",
+    "context_frozen_loss",
     "load",
     "load_examples",
     "prepare",
+    "rows_as_id_pairs",
     "save_examples",
 ]
 

@@ -6,13 +6,14 @@ Earlier rows are kept byte for byte and come first; the digest is that of one ru
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 
+from pipeline.duplicates import reject_replaced
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.row_table import digest_rows, sum_digests
 from pipeline.saved import load, read_manifest
@@ -59,17 +60,26 @@ def open_earlier_set(folder: Path, seal: Mapping[str, Any]) -> EarlierSet:
     )
 
 
-def drop_replaced(earlier: EarlierSet, replaced: Collection[str]) -> EarlierSet:
-    """Return the set without the rows and examples of ``replaced`` ids."""
+def drop_replaced(earlier: EarlierSet, replaced: Mapping[str, str]) -> EarlierSet:
+    """Return the set without the rows and examples of ``replaced`` ids, which are rejects then.
+
+    ``replaced`` maps each id onto the ``file:line`` of the example that takes its place.
+    """
     if not replaced:
         return earlier
     splits: dict[Any, datasets.Dataset] = {}
+    rejects = list(earlier.rejects)
     for name, rows in earlier.splits.items():
-        ids = rows.data.column("id").to_pylist()
+        ids, sources = (rows.data.column(column).to_pylist() for column in ("id", "source"))
         splits[name] = rows.select([at for at, id_ in enumerate(ids) if id_ not in replaced])
+        rejects += [
+            reject_replaced(id_, source, replaced[id_])
+            for id_, source in zip(ids, sources, strict=True)
+            if id_ in replaced
+        ]
     examples = {id_: digest for id_, digest in earlier.examples.items() if id_ not in replaced}
     manifest = {**earlier.manifest, "digest": sum_digests(_digest_splits(splits))}
-    return EarlierSet(datasets.DatasetDict(splits), manifest, earlier.rejects, examples)
+    return EarlierSet(datasets.DatasetDict(splits), manifest, tuple(rejects), examples)
 
 
 def join_splits(earlier: EarlierSet, new: datasets.DatasetDict) -> datasets.DatasetDict:

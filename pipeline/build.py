@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -69,10 +69,15 @@ def build_set(
     duplicates = find_duplicates(
         _rows_in(entries), config.on_duplicate, earlier.examples if earlier else {}
     )
-    rejects = [*loaded.rejects, *_read_rejects(entries), *duplicates.rejects.values()]
+    known = _sources_at(entries, duplicates.already_there)
+    rejects = [
+        *loaded.rejects,
+        *_read_rejects(entries, known),
+        *duplicates.rejects.values(),
+    ]
     rejects.sort(key=lambda reject: (reject.file, reject.line))
     faults = len(rejects) - len(duplicates.rejects) + len(duplicates.faults)
-    _judge(config, target, rejects, faults, lines)
+    _judge(config, target, rejects, faults, lines, len(entries) + len(loaded.rejects))
     is_row = np.equal(entries.data.column(REJECT).is_null().to_numpy(), True)
     is_row[duplicates.places] = False
     if earlier and not is_row.any() and not rejects:
@@ -87,7 +92,7 @@ def build_set(
         ),
         digests=kept.column(ROW_DIGEST).to_pylist(),
         tables=[kept],
-        lines=lines - _count_lines(entries, duplicates.already_there),
+        lines=lines - len(known),
         blank_lines=sum(record.blank_lines for record in loaded.records),
         seal=seal,
         formats=formats,
@@ -153,9 +158,11 @@ def _map_lines(
     )
 
 
-def _read_rejects(entries: datasets.Dataset) -> list[Reject]:
-    column = entries.data.column(REJECT)
-    return [Reject(**json.loads(text)) for text in column.to_pylist() if text is not None]
+def _read_rejects(entries: datasets.Dataset, known: Collection[str]) -> list[Reject]:
+    """Return the rejects among the entries; the earlier set has those of ``known`` lines already."""
+    texts = entries.data.column(REJECT).to_pylist()
+    rejects = (Reject(**json.loads(text)) for text in texts if text is not None)
+    return [reject for reject in rejects if f"{reject.file}:{reject.line}" not in known]
 
 
 def _rows_in(entries: datasets.Dataset) -> Iterator[tuple[int, Entry]]:
@@ -170,26 +177,33 @@ def _rows_in(entries: datasets.Dataset) -> Iterator[tuple[int, Entry]]:
         start += batch.num_rows
 
 
-def _count_lines(entries: datasets.Dataset, places: Iterable[int]) -> int:
-    """Return how many lines the entries at ``places`` come from."""
+def _sources_at(entries: datasets.Dataset, places: Iterable[int]) -> set[str]:
+    """Return the ``file:line`` of the lines that the entries at ``places`` come from."""
     sources = entries.data.column("source")
-    return len({sources[place].as_py() for place in places})
+    return {sources[place].as_py() for place in places}
 
 
 def _judge(
-    config: PrepareConfig, target: Target, rejects: Sequence[Reject], faults: int, lines: int
+    config: PrepareConfig,
+    target: Target,
+    rejects: Sequence[Reject],
+    faults: int,
+    lines: int,
+    points: int,
 ) -> None:
     """Refuse the data where more was rejected than the settings allow.
 
-    ``faults`` are the rejects without the repeats and the duplicates that the settings allow.
+    ``faults`` are the rejects without the repeats and the duplicates that the settings allow. Like
+    them, ``points`` counts each decision point of a line, so that a share is one of its own kind.
     """
-    if faults <= config.max_reject_rate * lines:
+    if faults <= config.max_reject_rate * points:
         return
     write_rejects(target.rejects, rejects)
     first = rejects[0]
     codes = ", ".join(f"{code} {n}" for code, n in Counter(r.code for r in rejects).most_common())
+    found = f"{lines} lines" if points == lines else f"{points} decision points in {lines} lines"
     raise DataRefused(
-        f"{len(rejects)} of {lines} lines were rejected ({codes}); nothing was published. "
+        f"{len(rejects)} of {found} were rejected ({codes}); nothing was published. "
         f"First: {first.file}:{first.line} (id {first.id!r}): {first.code}: {first.reason}. "
         f"All are in {target.rejects}; mend them, or allow a share with max_reject_rate"
     )

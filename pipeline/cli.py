@@ -89,6 +89,20 @@ class CheckOptions:
     """Print the facts as JSON."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Settings of ``context-frozen report``."""
+
+    set: tyro.conf.Positional[str]
+    """Folder of a saved set."""
+
+    max_lens: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)
+    """Values of max_len whose cost is shown."""
+
+    json: bool = False
+    """Print the figures as JSON."""
+
+
 def run_prepare(args: Sequence[str]) -> int:
     """Run ``prepare``: the job, then one line that says what was made and where."""
     as_json = "--json" in args
@@ -171,6 +185,21 @@ def run_check(args: Sequence[str]) -> int:
     return 0
 
 
+def run_report(args: Sequence[str]) -> int:
+    """Run ``report``: how long the rows are, and what each ``max_len`` would cost."""
+    options = parse_options(ReportOptions, args, "report")
+    _quiet_libraries()
+    from pipeline.length_report import measure_set
+    from pipeline.view.lengths import print_lengths
+
+    report = measure_set(options.set, options.max_lens)
+    if options.json:
+        print(json.dumps({"set": options.set, **report.to_dict()}, ensure_ascii=False))
+    else:
+        print_lengths(options.set, report)
+    return 0
+
+
 @dataclass(frozen=True)
 class Verb:
     """One thing the command does."""
@@ -184,6 +213,7 @@ VERBS = {
     "inspect": Verb(run_inspect, "show rows as coloured tokens with the boundary"),
     "check": Verb(run_check, "say what a tokenizer and its template do"),
     "verify": Verb(run_verify, "check a saved set: digest, invariants, seal"),
+    "report": Verb(run_report, "say how long the rows are and what each max_len would cost"),
 }
 
 

@@ -118,7 +118,8 @@ class PrepareConfig:
     earlier one is always kept once."""
 
     max_reject_rate: float = _unsealed(0.0)
-    """Share of the lines that may be rejected before nothing is published, 0 to 1."""
+    """Share of the lines (of their decision points, where a line has several) that may be rejected
+    before nothing is published, 0 to 1."""
 
     num_proc: int = _unsealed(factory=lambda: usable_cores())
     """Worker processes; 1 works in this process."""
@@ -225,7 +226,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     Raises `UsageError` where the file is missing, is not YAML, is not a mapping or has a key twice.
     """
     try:
-        values: object = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
+        values: object = yaml.load(Path(path).read_text(encoding="utf-8"), _PlainLoader)
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}; expected a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -239,14 +240,20 @@ def read_config_file(path: str) -> dict[str, Any]:
     return {str(name): value for name, value in cast("dict[object, Any]", values).items()}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would keep the last."""
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would keep the last; leaves dates as text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
         if twice := [name for name in names if names.count(name) > 1]:
             raise yaml.MarkedYAMLError(problem=f"{twice[0]} twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def nearest_known(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
@@ -277,7 +284,7 @@ def _is_of_type(value: object, hint: Any) -> bool:
 
 
 def _is_json(value: object) -> bool:
-    """Return True where JSON can hold ``value``: YAML also has dates and keys of any type."""
+    """Return True where JSON can hold ``value``: YAML also has sets and keys of any type."""
     if isinstance(value, dict):
         items = cast("dict[object, object]", value).items()
         return all(isinstance(name, str) and _is_json(item) for name, item in items)
@@ -294,7 +301,7 @@ def _spell_type(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return "a path or a list of paths"
     if get_origin(hint) is dict:
-        return "names with JSON values; quote a date"
+        return "names with JSON values"
     if get_origin(hint) is UnionType:
         return " or ".join(_spell_type(option) for option in get_args(hint))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(

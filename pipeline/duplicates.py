@@ -30,14 +30,14 @@ class Duplicates:
     """Entries that are left out, by place.
 
     ``rejects`` says why; ``faults`` are those of them that the settings do not allow. Entries in
-    ``already_there`` are examples of the set that is appended to, and ``replaced`` are the ids of
-    its rows that a later example replaces.
+    ``already_there`` are examples of the set that is appended to, and ``replaced`` maps the ids of
+    its rows that a later example replaces onto the ``file:line`` of that one.
     """
 
     rejects: dict[int, Reject] = field(default_factory=dict[int, Reject])
     faults: set[int] = field(default_factory=set[int])
     already_there: set[int] = field(default_factory=set[int])
-    replaced: set[str] = field(default_factory=set[str])
+    replaced: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def places(self) -> list[int]:
@@ -72,11 +72,10 @@ def find_duplicates(
                 entry, f"id: {owner.source} has it already (the same line again); kept once"
             )
         elif on_duplicate == "last":
-            reason = f"{entry.source} has another example of this id; on_duplicate: last keeps that"
             for old in owner.places:
-                found.rejects[old] = _reject(Entry(entry.id, owner.source, b""), reason)
-            if owner.source == _EARLIER_SET:
-                found.replaced.add(entry.id)
+                found.rejects[old] = reject_replaced(entry.id, owner.source, entry.source)
+            if entry.id in earlier:
+                found.replaced[entry.id] = entry.source
             owners[entry.id] = _Owner(entry.source, entry.line_digest, [place])
         else:
             found.rejects[place] = _reject(
@@ -87,6 +86,12 @@ def find_duplicates(
             if on_duplicate == "error":
                 found.faults.add(place)
     return found
+
+
+def reject_replaced(id_: str, source: str, later: str) -> Reject:
+    """Return the reject of an example at ``source`` that gives way to the one at ``later``."""
+    reason = f"{later} has another example of this id; on_duplicate: last keeps that"
+    return _reject(Entry(id_, source, b""), reason)
 
 
 def _reject(entry: Entry, reason: str) -> Reject:

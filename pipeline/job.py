@@ -85,7 +85,7 @@ def _find_ready(config: PrepareConfig, target: Target, seal: dict[str, Any]) -> 
         is_whole = all((target.path / name).stat().st_size == size for name, size in sizes.items())
         has_seal = manifest["seal"]["key"] == seal["key"]
         counts = manifest["counts"]
-        is_accepted = counts["faults"] <= config.max_reject_rate * counts["lines"]
+        is_accepted = counts["faults"] <= config.max_reject_rate * counts["points"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     is_ready = is_whole and has_seal and is_accepted

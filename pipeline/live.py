@@ -1,65 +1,45 @@
 """The ids of saved rows against those of a running server: the proof on the user's own data.
 
 The rows' examples are read again (the manifest names the input, each row its ``file:line``), sent
-as requests, and the server's prompt ids are compared with the row's context. vLLM answers
-``/v1/chat/completions/render``; a server without it is asked ``/tokenize``.
+as requests, and the server's prompt ids are compared with the row's context.
 """
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.data_sets import expand_data_sets
 from pipeline.decisions import DecisionPoint
 from pipeline.encode import TextEncoder
-from pipeline.errors import ContextFrozenError, Rejected, UsageError, excerpt_of
+from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples import TrainingExample
 from pipeline.formats import read_example
+from pipeline.likely_rule import LikelyRules
+from pipeline.live_server import LiveServer, Refusal
 from pipeline.rows import RowBuilder
 from pipeline.saved import open_splits, read_manifest
-from pipeline.server import ChatRequest, Message
+from pipeline.server import ChatRequest
 from pipeline.source import find_files, parse_line, read_lines
 from pipeline.tables import is_table, open_table
 
-_TIMEOUT_SECONDS = 60
 _REQUESTS_AT_ONCE = 4
 _SHOWN_TOKENS = 10
-
-# Settings under which a difference is looked for: the first that gives the server's ids is named.
-_OTHER_RULES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("server_options.content_format: openai", {"server_options": {"content_format": "openai"}}),
-    ("server_options.content_format: string", {"server_options": {"content_format": "string"}}),
-    (
-        "chat_template_kwargs.enable_thinking: false",
-        {"chat_template_kwargs": {"enable_thinking": False}},
-    ),
-    (
-        "chat_template_kwargs.enable_thinking: true",
-        {"chat_template_kwargs": {"enable_thinking": True}},
-    ),
-    ("server: sglang", {"server": "sglang", "server_options": {}}),
-    ("server: plain", {"server": "plain", "server_options": {}}),
-    ("raw_context: completions", {"raw_context": "completions"}),
-)
-
-
-class ServerError(ContextFrozenError, OSError):
-    """The server cannot be reached, or answers something that is not ids."""
+_SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """How many rows were compared, how many match, and a sentence for each that does not.
 
-    ``skipped`` counts rows that no server ever saw as they are: shortened, or sampled ids.
+    ``skipped`` counts rows that no server ever saw as they are: shortened, or sampled ids. From the
+    21st difference on, ``findings`` only has how many more there are, by their likely rule.
     """
 
     compared: int
@@ -87,108 +67,100 @@ def compare_with_server(path: str, url: str, rows: int) -> Comparison:
     Raises `UsageError` where the input of the set is not there any more, `ServerError` where the
     server does not answer.
     """
+    if rows < 1:
+        raise UsageError(f"rows: {rows}: expected a number of rows from 1")
     manifest = read_manifest(Path(path))
     config = config_from_mapping(manifest["config"], f"{path}/manifest.json")
-    builder = RowBuilder(config)
+    server = LiveServer(url)
     chosen, skipped = _choose_rows(path, rows)
-    examples = _read_examples(config, manifest["formats"], {row["source"] for row in chosen})
-    server = _Server(url)
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        asked = [
-            (
-                row,
-                point,
-                pool.submit(server.encode, point, builder.render_context(point)[0], config),
-            )
-            for row, point in ((row, _point_of(row, examples)) for row in chosen)
+    if not chosen:
+        nothing = f"{path}: none of its rows can be compared with a server"
+        return Comparison(0, 0, skipped, [nothing])
+    examples = _read_examples(config, manifest["formats"], chosen)
+    points = [_point_of(row, examples[row["source"]]) for row in chosen]
+    differences = _find_differences(chosen, points, server, config)
+    return Comparison(len(chosen), len(chosen) - len(differences), skipped, _report(differences))
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """A row of which the server makes something else, and why that may be."""
+
+    sentence: str
+    rule: str
+
+
+def _find_differences(
+    rows: Sequence[Mapping[str, Any]],
+    points: Sequence[DecisionPoint],
+    server: LiveServer,
+    config: PrepareConfig,
+) -> list[_Difference]:
+    builder = RowBuilder(config)
+    rules = LikelyRules(config, builder)
+    pool = ThreadPoolExecutor(_REQUESTS_AT_ONCE)
+    try:
+        answers = [
+            pool.submit(server.encode_prompt, point, _request_of(builder, point), config)
+            for point in points
         ]
-        findings = [
-            _explain(row, point, found, builder, config)
-            for row, point, answer in asked
-            if (found := answer.result()) != row["input_ids"][: row["context_len"]]
+        found = [
+            _describe(row, point, answer.result(), builder.encoder, rules)
+            for row, point, answer in zip(rows, points, answers, strict=True)
         ]
-    return Comparison(len(chosen), len(chosen) - len(findings), skipped, findings)
+    finally:
+        # Where one request fails, the others are not waited for.
+        pool.shutdown(cancel_futures=True)
+    return [difference for difference in found if difference is not None]
 
 
-class _Server:
-    """The two requests that are asked of a server."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1")
-        self._model: str = self._ask("/v1/models")["data"][0]["id"]
-        self._has_render = True
-
-    def encode(
-        self, point: DecisionPoint, request: ChatRequest, config: PrepareConfig
-    ) -> list[int]:
-        """Return the ids that the server makes of the prompt of ``point``."""
-        if point.example.messages is None:
-            body: dict[str, Any] = {
-                "prompt": point.example.context,
-                "add_special_tokens": config.raw_context == "completions",
-            }
-            return self._read_ids("/tokenize", body, "tokens")
-        body = _body_of(request)
-        if self._has_render:
-            try:
-                return self._read_ids("/v1/chat/completions/render", body, "token_ids")
-            except urllib.error.HTTPError as error:
-                if error.code != 404:
-                    raise ServerError(f"{self._url}: {error.code}: {_words_of(error)}") from error
-                self._has_render = False
-        return self._read_ids("/tokenize", body, "tokens")
-
-    def _read_ids(self, path: str, body: Mapping[str, Any], key: str) -> list[int]:
-        answer = self._ask(path, {"model": self._model, **body})
-        ids: object = answer.get(key)
-        if not isinstance(ids, list):
-            raise ServerError(f"{self._url}{path}: no {key} in the answer: {excerpt_of(answer)}")
-        return cast("list[int]", ids)
-
-    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self._url + path, data, {"Content-Type": "application/json"} if data else {}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError:
-            raise
-        except (OSError, ValueError) as error:
-            raise ServerError(f"{self._url}{path}: {error}; is a server running there?") from error
+def _describe(
+    row: Mapping[str, Any],
+    point: DecisionPoint,
+    found: list[int] | Refusal,
+    encoder: TextEncoder,
+    rules: LikelyRules,
+) -> _Difference | None:
+    """Return where two contexts part, both sides decoded, or nothing where they are equal."""
+    ours = row["input_ids"][: row["context_len"]]
+    where = f"{row['source']} (id {excerpt_of(repr(row['id']))})"
+    if isinstance(found, Refusal):
+        return _Difference(f"{where}: the server refuses it: {found.reason}", "refused")
+    if found == ours:
+        return None
+    pairs = enumerate(zip(ours, found, strict=False))
+    place = next((at for at, (left, right) in pairs if left != right), min(len(ours), len(found)))
+    rule = rules.explain(point, ours, found)
+    sentence = (
+        f"{where}: token {place} of the context differs: ours {_show(ours, place, encoder)}, "
+        f"the server's {_show(found, place, encoder)}; likely rule: {rule}"
+    )
+    return _Difference(sentence, rule)
 
 
-def _body_of(request: ChatRequest) -> dict[str, Any]:
-    """Return the request as the HTTP schema takes it: arguments as text, no empty tool list."""
-    body: dict[str, Any] = {
-        "messages": [_as_sent(message) for message in request.messages],
-        "chat_template_kwargs": dict(request.chat_template_kwargs),
-    }
-    if request.tools:
-        # Without a tool parser a server refuses tools under any other choice; the prompt is the same.
-        body |= {"tools": list(request.tools), "tool_choice": "none"}
-    return body
+def _show(ids: Sequence[int], place: int, encoder: TextEncoder) -> str:
+    """Return the tokens before a place, then those from it on, whose first has its id shown."""
+    before = encoder.decode(ids[max(0, place - _SHOWN_TOKENS) : place])
+    after = encoder.decode(ids[place : place + _SHOWN_TOKENS])
+    return f"{before!r} | {after!r} (id {ids[place]})" if ids[place:] else f"{before!r} | end"
 
 
-def _as_sent(message: Message) -> Message:
-    calls: object = message.get("tool_calls")
-    if not isinstance(calls, list):
-        return message
-    sent: list[Any] = []
-    for call in cast("list[Any]", calls):
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and not isinstance(function.get("arguments", ""), str):
-            call = {
-                **call,
-                "function": {**function, "arguments": json.dumps(function["arguments"])},
-            }
-        sent.append(call)
-    return {**message, "tool_calls": sent}
+def _report(differences: Sequence[_Difference]) -> list[str]:
+    sentences = [difference.sentence for difference in differences[:_SHOWN_ROWS]]
+    rest = Counter(difference.rule for difference in differences[_SHOWN_ROWS:])
+    return sentences + [
+        f"{number} more rows differ; likely rule: {rule}" for rule, number in rest.most_common()
+    ]
 
 
-def _words_of(error: urllib.error.HTTPError) -> str:
-    return excerpt_of(error.read().decode("utf-8", "replace"))
+def _request_of(builder: RowBuilder, point: DecisionPoint) -> ChatRequest:
+    try:
+        return builder.render_context(point)[0]
+    except Rejected as error:
+        raise UsageError(
+            f"{point.example.id}: {error}; it was a row when the set was made, so its line, the "
+            "tokenizer or the template is another now; prepare the set again"
+        ) from error
 
 
 def _choose_rows(path: str, count: int) -> tuple[list[dict[str, Any]], int]:
@@ -213,79 +185,34 @@ def _choose_rows(path: str, count: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def _read_examples(
-    config: PrepareConfig, formats: Mapping[str, str], sources: set[str]
+    config: PrepareConfig, formats: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, TrainingExample]:
+    """Return the examples of ``rows`` by their ``file:line``, read from the input again."""
+    ids = {row["source"]: row["id"] for row in rows}
     examples: dict[str, TrainingExample] = {}
     for file in find_files(expand_data_sets(config.input)):
+        if file.name not in formats or file.is_stream:
+            continue
         for line in open_table(file) if is_table(file) else read_lines(file):
             source = f"{file.name}:{line.line}"
-            if source in sources and line.text is not None:
-                values = parse_line(line.text)
-                examples[source] = read_example(values, formats[file.name], source)
-    missing = sources - set(examples)
-    if missing:
+            if source in ids and line.text is not None:
+                # A line that is no example any more is missed below.
+                with suppress(Rejected):
+                    values = parse_line(line.text)
+                    examples[source] = read_example(values, formats[file.name], source)
+    gone = [
+        source
+        for source, id_ in ids.items()
+        if source not in examples or examples[source].id != id_
+    ]
+    if gone:
         raise UsageError(
-            f"input: {min(missing)} is not there any more; verify --server reads the examples again, "
-            "so it needs the input that the set was made from"
+            f"input: {gone[0]} is not there any more; verify --server reads the examples again, "
+            "so it needs the input of the last run that the set was made from"
         )
     return examples
 
 
-def _point_of(row: Mapping[str, Any], examples: Mapping[str, TrainingExample]) -> DecisionPoint:
-    example = examples[row["source"]]
+def _point_of(row: Mapping[str, Any], example: TrainingExample) -> DecisionPoint:
     place = row["decision_idx"] if row["decision_idx"] >= 0 else None
     return DecisionPoint(example, place, example.continuation)
-
-
-def _explain(
-    row: Mapping[str, Any],
-    point: DecisionPoint,
-    found: Sequence[int],
-    builder: RowBuilder,
-    config: PrepareConfig,
-) -> str:
-    """Return where two contexts part, both sides decoded, and the rule that would explain it."""
-    ours = row["input_ids"][: row["context_len"]]
-    place = next(
-        (at for at, (left, right) in enumerate(zip(ours, found, strict=False)) if left != right),
-        min(len(ours), len(found)),
-    )
-    return (
-        f"{row['source']} (id {row['id']!r}): token {place} of the context differs: "
-        f"ours {_show(ours, place, builder.encoder)}, the server's {_show(found, place, builder.encoder)}; "
-        f"likely rule: {_find_rule(point, found, config) or 'unknown; compare the chat templates'}"
-    )
-
-
-def _show(ids: Sequence[int], place: int, encoder: TextEncoder) -> str:
-    before = encoder.decode(ids[max(0, place - _SHOWN_TOKENS) : place])
-    after = encoder.decode(ids[place : place + _SHOWN_TOKENS])
-    return f"{before!r} | {after!r}"
-
-
-def _find_rule(point: DecisionPoint, found: Sequence[int], config: PrepareConfig) -> str | None:
-    for name, settings in _OTHER_RULES:
-        if next(_ids_under(replace(config, **_merged(config, settings)), point), None) == list(
-            found
-        ):
-            return name
-    return None
-
-
-def _merged(config: PrepareConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with mappings laid over those of the config."""
-    return {
-        name: {**getattr(config, name), **value} if isinstance(value, dict) and value else value
-        for name, value in settings.items()
-    }
-
-
-def _ids_under(config: PrepareConfig, point: DecisionPoint) -> Iterator[list[int]]:
-    """Yield the context's ids under other settings, or nothing where they do not apply."""
-    try:
-        builder = RowBuilder(config)
-        text = builder.render_context(point)[1].text
-    except (Rejected, UsageError):
-        return
-    adds = point.example.messages is None and config.raw_context == "completions"
-    yield builder.encoder.encode([text], add_special_tokens=adds)[0].tolist()

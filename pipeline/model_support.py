@@ -17,6 +17,9 @@ from pipeline.readonly_cache import READABLE_LAYERS
 # transformers 5.17 to 5.23 renamed `past_key_values` to `cache`; the old name goes in 5.40.
 _CACHE_NAMES = ("cache", "past_key_values")
 _WRAPPER_ATTRIBUTES = ("module", "_orig_mod")
+# Their first-generation Mamba layers start every segment of several tokens from an empty state
+# (transformers 5.24, `recurrent_state is not None and seq_len == 1`), which raises no error.
+_FORGETFUL_TYPES = ("falcon_mamba", "jamba", "mamba", "zamba")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ def read_interface(model: torch.nn.Module) -> ModelInterface:
 
     Refused: gradient checkpointing (it drops the cache inside layers), `torch.nn.DataParallel`
     (it cannot split a cache), prompt-learning adapters (their virtual tokens would enter twice),
-    paged attention kernels (they need packed input), models without a cache.
+    paged attention kernels (they need packed input), models without a cache, and those that forget
+    it.
     """
     if isinstance(model, torch.nn.DataParallel):
         raise UnsupportedModel(
@@ -62,7 +66,13 @@ def read_interface(model: torch.nn.Module) -> ModelInterface:
             "cache inside the layers; call model.gradient_checkpointing_disable(): only the "
             "continuation's activations are kept here"
         )
-    kernel = str(getattr(getattr(inner, "config", None), "_attn_implementation", ""))
+    config = getattr(inner, "config", None)
+    if getattr(config, "model_type", None) in _FORGETFUL_TYPES:
+        raise UnsupportedModel(
+            f"the layers of {type(inner).__name__} forget the context at the start of a segment; "
+            "train with prompt masking instead (joined layout)"
+        )
+    kernel = str(getattr(config, "_attn_implementation", ""))
     if kernel.startswith("paged"):
         raise UnsupportedModel(
             f"the attention implementation is {kernel}, which takes packed input; "

@@ -66,6 +66,11 @@ class Target:
                 )
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"output: {self.path} is a file; expected a folder or a free name")
+        if self.path.is_mount():
+            raise UsageError(
+                f"output: {self.path} is a mount point, which no folder can take the place of; "
+                "choose a folder inside it"
+            )
         is_foreign = self.path.is_dir() and any(self.path.iterdir()) and not self.holds_set
         if is_foreign and not overwrite:
             raise UsageError(

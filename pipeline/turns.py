@@ -107,9 +107,7 @@ def cut_inside(ids: Ids, head_len: int, tail_len: int, room: int) -> Ids | None:
     return np.concatenate([ids[:head_len], ids[len(ids) - (room - head_len) :]])
 
 
-def measure_ends(
-    messages: Sequence[Message], ids: Ids, encode: EncodeMessages
-) -> tuple[int, int]:
+def measure_ends(messages: Sequence[Message], ids: Ids, encode: EncodeMessages) -> tuple[int, int]:
     """Return how many of ``ids``, the prompt of ``messages``, a cut inside must leave alone.
 
     First those before the oldest turn's content: system messages, tools, its header. Then those

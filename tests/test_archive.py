@@ -97,7 +97,9 @@ def test_other_bytes_after_the_last_member_are_an_error(suffix: str):
 
 
 def test_zero_bytes_that_pad_a_gzip_file_are_left_out():
-    packed = gzip.compress(b"a\n", mtime=0) + bytes(10_000) + gzip.compress(b"b\n", mtime=0) + bytes(3)
+    packed = (
+        gzip.compress(b"a\n", mtime=0) + bytes(10_000) + gzip.compress(b"b\n", mtime=0) + bytes(3)
+    )
     assert content_of(packed, "a.gz") == b"a\nb\n"
 
 

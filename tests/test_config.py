@@ -197,18 +197,18 @@ def test_a_value_of_another_type_is_refused_by_name(name: str, value: Any, expec
     assert f"expected {expected}" in str(caught.value)
 
 
-def test_a_date_that_yaml_made_of_a_template_variable_is_refused_not_rendered(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("written", ["2024-07-26", "'2024-07-26'", "2024-07-26 10:00:00"])
+def test_a_date_stays_the_text_that_it_is_in_the_file(tmp_path: Path, written: str) -> None:
+    # YAML would make a date object of it, which no template and no JSON knows.
     path = tmp_path / "c.yaml"
-    path.write_text("chat_template_kwargs: {date_string: 2024-07-26}\n")
-    values = read_config_file(str(path))
-    assert values["chat_template_kwargs"]["date_string"] == date(2024, 7, 26)
-    with pytest.raises(UsageError, match="quote a date"):
-        config_of(**values)
-    path.write_text("chat_template_kwargs: {date_string: '2024-07-26'}\n")
+    path.write_text(f"chat_template_kwargs: {{date_string: {written}}}\n")
     config = config_of(**read_config_file(str(path)))
-    assert config.chat_template_kwargs == {"date_string": "2024-07-26"}
+    assert config.chat_template_kwargs == {"date_string": written.strip("'")}
+
+
+def test_a_date_object_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"chat_template_kwargs: found .*names with JSON values"):
+        config_of(chat_template_kwargs={"date_string": date(2024, 7, 26)})
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ class CudaDiary:
         event = SimpleNamespace(label="", query=lambda: True, elapsed_time=lambda end: 250.0)
 
         def record(stream: Any) -> None:
-            event.label = "timer" if enable_timing else f"copy {self.lines.count('copied')}"
             if not enable_timing:
-                self.lines.append("copied")
+                event.label = f"copy {self.lines.count('copied on copy')}"
+                self.lines.append(f"copied on {stream.label}")
 
         event.record = record
         return event
@@ -155,7 +155,7 @@ def test_the_next_batch_is_copied_before_this_one_is_waited_for(diary: CudaDiary
     for batch in feeder:
         diary.lines.append(f"step {batch['num_continuation_tokens']}")
         fed.append(batch["input_ids"])
-    copying = ["on copy", "copied", "off"]
+    copying = ["on copy", "copied on copy", "off"]
     assert diary.lines == [
         *copying,
         *copying,

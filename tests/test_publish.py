@@ -186,6 +186,13 @@ def test_a_foreign_folder_is_refused_even_with_a_manifest_of_its_own(
     assert names_in(target.path) == sorted(["thesis.tex"] + [MANIFEST] * (manifest is not None))
 
 
+@pytest.mark.parametrize("output", ["/", "/proc"])
+def test_a_mount_point_is_refused_before_any_work(output: str) -> None:
+    # A volume in a container: the exchange would fail after the last row.
+    with pytest.raises(UsageError, match="is a mount point"):
+        Target(output).check(overwrite=True)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_at_the_output_is_refused_always(target: Target, overwrite: bool) -> None:
     target.path.write_text("text")

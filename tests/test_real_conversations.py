@@ -91,7 +91,9 @@ def check_file(name: str, tokenizer: str, make_config: Callable[..., PrepareConf
         end = ids[-1]
         assert end in stop_ids
         supplied = "think_closed" in row["flags"]
-        tail = whole.removeprefix(head).removesuffix(backend.decode([end], skip_special_tokens=False))
+        tail = whole.removeprefix(head).removesuffix(
+            backend.decode([end], skip_special_tokens=False)
+        )
         assert tail.endswith(text) if supplied else tail == text
         checked += 1
     assert checked or not counts["rows"] or name in ("bfcl_v4", "reason_tool_use")

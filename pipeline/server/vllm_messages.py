@@ -124,10 +124,11 @@ def rewrite_messages(messages: object, form: ContentForm) -> Rewritten:
                 rewritten |= {"reasoning": reasoning, "reasoning_content": reasoning}
         elif role == "tool" and "tool_call_id" in message:
             rewritten["tool_call_id"] = optional_text(message, "tool_call_id", where)
-        for key in ("name", "task"):
-            text = optional_text(message, key, where)
-            if text is not None:
-                rewritten[key] = text
+        name = optional_text(message, "name", where)
+        if name is not None:
+            rewritten["name"] = name
+        if isinstance(message.get("task"), str):
+            rewritten["task"] = message["task"]
         if role == "developer":
             rewritten["tools"] = order_developer_tools(message.get("tools"), f"{where}.tools")
         conversation.append(rewritten)

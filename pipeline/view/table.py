@@ -1,7 +1,8 @@
-"""Tables for the terminal."""
+"""Facts as a table on the terminal."""
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -10,12 +11,16 @@ from pipeline.check import TokenizerCheck
 
 
 def print_check(checked: TokenizerCheck) -> None:
-    """Print the facts of `context-frozen check`: name, value, evidence, meaning."""
-    table = Table(title=Text(f"{checked.tokenizer} under {checked.server}"), title_justify="left")
-    for name in ("fact", "value", "seen", "what it means for training"):
-        table.add_column(name, overflow="fold")
+    """Print the facts of `context-frozen check`: name, value, meaning, and below it what was seen."""
+    title = Text(f"{checked.tokenizer} under {checked.server}")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 2, 0, 0))
+    table.add_column("fact", no_wrap=True)
+    table.add_column("value", overflow="fold", max_width=17)
+    table.add_column("what it means for training", overflow="fold")
     for trait in checked.traits:
         # Text, not str: what a template writes must not be read as markup.
-        cells = (trait.name, trait.value, trait.evidence, trait.meaning)
-        table.add_row(*(Text(cell) for cell in cells))
+        told = Text(trait.meaning)
+        if trait.evidence:
+            told.append(f"\nseen: {trait.evidence}", style="dim")
+        table.add_row(Text(trait.name), Text(trait.value), told)
     Console(highlight=False).print(table)

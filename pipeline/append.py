@@ -6,19 +6,20 @@ Earlier rows are kept byte for byte and come first; the digest is that of one ru
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import pyarrow as pa
 
 from pipeline.duplicates import reject_replaced
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.row_table import digest_rows, sum_digests
 from pipeline.saved import load, read_manifest
 from pipeline.seal import hash_seal
-from pipeline.types import Reject
+from pipeline.types import ROW_SCHEMA, Reject
 
 EXAMPLES = "examples.sha256"
 """File of a set that names its examples: the sha256 of each line, and the id as JSON."""
@@ -92,14 +93,19 @@ def join_splits(earlier: EarlierSet, new: datasets.DatasetDict) -> datasets.Data
     )
 
 
-def _digest_splits(splits: Mapping[Any, datasets.Dataset]) -> list[bytes]:
-    digests: list[bytes] = []
+def read_tables(
+    splits: Mapping[Any, datasets.Dataset], columns: Sequence[str]
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the rows of each split in batches, with its name: those that are selected alone."""
     for name, rows in splits.items():
-        arrow: Any = rows.with_format("arrow")
+        arrow: Any = rows.select_columns(list(columns)).with_format("arrow")
         for start in range(0, len(rows), _BATCH_ROWS):
-            table = arrow[start : start + _BATCH_ROWS]
-            digests += digest_rows(table, [str(name)] * table.num_rows)
-    return digests
+            yield str(name), arrow[start : start + _BATCH_ROWS]
+
+
+def _digest_splits(splits: Mapping[Any, datasets.Dataset]) -> Iterator[bytes]:
+    for name, table in read_tables(splits, ROW_SCHEMA.names):
+        yield from digest_rows(table, [name] * table.num_rows)
 
 
 def extend_seal(made: Mapping[str, Any], seal: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from pipeline.append import (
     extend_seal,
     join_splits,
     open_earlier_set,
+    read_tables,
     write_examples,
 )
 from pipeline.config import PrepareConfig
-from pipeline.counts import count_rows, write_rejects
+from pipeline.counts import COUNTED, count_rows, write_rejects
 from pipeline.duplicates import Entry, find_duplicates
 from pipeline.errors import DataRefused, UsageError
 from pipeline.line_formats import name_formats
@@ -130,7 +131,7 @@ class _Made:
             faults=counts["faults"] + self.faults,
             examples={**earlier.examples, **self.examples},
             digests=[bytes.fromhex(earlier.manifest["digest"]), *self.digests],
-            tables=[*(rows.data.table for rows in earlier.splits.values()), *self.tables],
+            tables=[*(table for _, table in read_tables(earlier.splits, COUNTED)), *self.tables],
             lines=counts["lines"] + self.lines,
             blank_lines=counts["blank_lines"] + self.blank_lines,
             seal=extend_seal(earlier.manifest["seal"], self.seal),

@@ -74,7 +74,7 @@ def _tokenizer_traits(builder: RowBuilder, stops: list[str]) -> Iterator[Trait]:
     yield Trait(
         "continuation_encoding",
         encoder.continuation_way,
-        "x, spaces, newlines, digits and other scripts decode to themselves after a context",
+        "spaces, newlines, digits and other scripts read the same after a context",
         "No first-position rule (a prefix space) reaches a continuation.",
     )
     yield Trait(

@@ -13,6 +13,10 @@ import pyarrow as pa
 
 from pipeline.types import Reject
 
+_SUMMED = ("total_len", "context_len", "dropped_tokens", "dropped_messages")
+COUNTED = ("flags", *_SUMMED)
+"""The columns of rows that are counted."""
+
 
 def count_rows(
     lines: int,
@@ -22,7 +26,7 @@ def count_rows(
 ) -> dict[str, Any]:
     """Return the counts of a set, by code and flag, and its tokens.
 
-    ``tables`` hold the rows' numbers and flags. ``points`` = rows + rejects counts the decision
+    ``tables`` hold the columns `COUNTED` of all rows. ``points`` = rows + rejects counts the decision
     points, a line that is no example as one; where each line has one, points = ``lines``.
     """
     flags: Counter[str] = Counter()
@@ -30,7 +34,7 @@ def count_rows(
     rows = shortened = 0
     for table in tables:
         flags.update(flag for row in table.column("flags").to_pylist() for flag in row)
-        for name in ("total_len", "context_len", "dropped_tokens", "dropped_messages"):
+        for name in _SUMMED:
             sums[name] += int(np.asarray(table.column(name)).sum())
         shortened += int(np.count_nonzero(np.asarray(table.column("dropped_tokens"))))
         rows += table.num_rows

@@ -41,8 +41,10 @@ def context_frozen_loss(
     Raises `UnsupportedModel` where the two phases would be wrong, `UsageError` for a batch of
     another layout.
 
-    >>> # loss = context_frozen_loss(model, ContextFrozenCollator("split")(rows))
-    >>> # loss.backward()
+    Example::
+
+        batch = ContextFrozenCollator("split")(rows)
+        context_frozen_loss(model, batch).backward()
     """
     if isinstance(num_items, int | float) and not num_items > 0:
         raise UsageError(f"num_items is {num_items}; expected the positive count_items of the step")

@@ -113,7 +113,8 @@ class LiveServer:
         except urllib.error.HTTPError:
             raise
         except (OSError, ValueError, HTTPException) as error:
-            raise ServerError(f"{self._url}{path}: {error}; is a server running there?") from error
+            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise ServerError(f"{self._url}{path}: {cause}; is a server running there?") from error
 
 
 def build_body(request: ChatRequest, config: PrepareConfig) -> dict[str, Any]:

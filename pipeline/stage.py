@@ -45,6 +45,9 @@ ARGUMENT_FORMS: Final = ({"kind": ARGUMENT}, f'{{"kind": "{ARGUMENT}"}}')
 CONTENT_FORMS: Final = ("", None)
 """The content of a message that only calls a tool, as templates take it."""
 
+REFUSED: Final = "the probe conversation is refused: "
+"""How the reason begins where the server or the template refuses what is asked of it."""
+
 # Mistral's templates insist on ids of nine letters and digits.
 _CALL_ID: Final = "zebra0001"
 _PROBE_DAY: Final = datetime(2024, 7, 26)
@@ -151,7 +154,7 @@ def _explain_refusal(stage: Stage) -> str:
     try:
         stage.dialect.render_prompt(stage.request(*_history(stage)), stage.templates)
     except Rejected as error:
-        return f"the probe conversation is refused: {error.reason}"
+        return REFUSED + error.reason
     return "the template drops the text of every assistant turn"
 
 

@@ -21,6 +21,7 @@ from pipeline.stage import (
     ARGUMENT_FORMS,
     CONTENT_FORMS,
     REASONING,
+    REFUSED,
     RESULT,
     SYSTEM,
     TOOL_NAME,
@@ -86,7 +87,7 @@ def probe_template(
     if not templates.is_empty:
         stage = find_stage(dialect, templates, kwargs, has_tools=False)
     if isinstance(stage, str):
-        refusal = _trait("renders", "refused", stage)
+        refusal = _trait("renders", "refused", stage.removeprefix(REFUSED))
         return TemplateReport({refusal.name: refusal}, facts)
     traits = list(_Inspection(stage, facts).traits(dialect))
     return TemplateReport({trait.name: trait for trait in traits}, facts)

@@ -174,7 +174,9 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="folder of a causal LM")
-    parser.add_argument("--context", type=int, default=2048, help="context, in tokens")
+    parser.add_argument(
+        "--context", type=int, default=2048, help="context, or longest row compared, in tokens"
+    )
     parser.add_argument("--continuation", type=int, default=128, help="continuation, in tokens")
     parser.add_argument("--continuations", type=int, nargs="+", default=[1, 4, 16], help="K")
     parser.add_argument("--rounds", type=int, default=3)

@@ -76,20 +76,18 @@ class ContextFrozenTrainer(Trainer):
         inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
-    ) -> Any:
-        """Return this batch's part of the step's loss; DDP averages, so it counts for each rank."""
+    ) -> Tensor:
+        """Return this batch's part of the step's loss, for each rank, since DDP averages."""
+        del return_outputs  # asked for by evaluation alone
         loss = context_frozen_loss(model, inputs, num_items_in_batch)
-        if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes
-        return (loss, {}) if return_outputs else loss
+        return loss * self.accelerator.num_processes
 
 
 def build_trainer(model: Any, rows: Dataset, config: TrainConfig) -> ContextFrozenTrainer:
-    """Return a trainer with the settings of ``config``; evaluation, if any, takes the same layout."""
+    """Return a trainer with the settings of ``config``."""
     arguments = TrainingArguments(
         output_dir=str(config.output),
         remove_unused_columns=False,  # else the Trainer drops context_len and weight
-        prediction_loss_only=True,
         gradient_accumulation_steps=config.accumulation,
         num_train_epochs=1,
         max_steps=config.max_steps or -1,

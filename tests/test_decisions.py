@@ -192,7 +192,8 @@ def test_rows_of_one_conversation_are_never_in_both_splits(
     )
     splits = load_from_disk(str(prepare(config).output))
     sides = {name: set(rows["conversation"]) for name, rows in splits.items()}
-    assert sides["train"] and sides["validation"]
+    assert sides["train"]
+    assert sides["validation"]
     assert not sides["train"] & sides["validation"]
     assert sum(len(rows) for rows in splits.values()) == 180
     assert {len(rows) % 6 for rows in splits.values()} == {0}

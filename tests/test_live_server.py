@@ -100,7 +100,7 @@ def test_the_server_reads_our_ids_as_the_call_that_they_were_made_from(
     call = {"type": "function", "function": {"name": "find", "arguments": arguments}}
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
     read = derender(server, config, example_of(message, tools=[FIND]))
-    if not read["tool_calls"]:
+    if not read.get("tool_calls"):
         pytest.skip("the server has no tool parser")
     (found,) = read["tool_calls"]
     assert found["function"]["name"] == "find"

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+# Names the files of each split: datasets 4.0.0 takes a split of one shard for JSON, since the saved
+# `state.json` beside the shard counts as many.
 _CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+{data_files}
+---
+
 # Context-frozen training set
 
 Token rows for training a chat model on better continuations while the context before each stays
@@ -50,7 +59,11 @@ def write_card(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the card of the set in ``folder`` from its manifest."""
     counts, seal = manifest["counts"], manifest["seal"]
     server = " ".join(part for part in (seal["server"]["name"], seal["server"]["version"]) if part)
+    data_files = [
+        f"  - split: {split}\n    path: {split}/*.arrow" for split in counts["rows_by_split"]
+    ]
     text = _CARD.format(
+        data_files="\n".join(data_files),
         server=server,
         rows=counts["rows"],
         tokens=counts["tokens"]["total"],

@@ -9,7 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, IterableDataset, List, Value, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    IterableDataset,
+    List,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
@@ -43,6 +51,18 @@ def test_load_dataset_reads_what_load_from_disk_reads(
     for split, rows in mapped.items():
         assert copied[split].features == rows.features
         assert list(copied[split]) == list(rows)
+
+
+def test_the_card_names_the_files_of_each_split(train_columns_set: Path) -> None:
+    # Without it datasets 4.0.0 reads the state.json beside a single shard in the shard's place.
+    builder = load_dataset_builder(str(train_columns_set))
+    assert builder.config.data_files is not None
+    assert {
+        str(split): [Path(file).suffix for file in files]
+        for split, files in builder.config.data_files.items()
+    } == {"train": [".arrow"], "validation": [".arrow"]}
+    card = (train_columns_set / "README.md").read_text()
+    assert "\n  - split: validation\n    path: validation/*.arrow\n" in card
 
 
 @pytest.mark.parametrize("folder", ["quickstart_set", "train_columns_set"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from transformers import (
+    DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
     Trainer,
@@ -53,6 +54,17 @@ def test_it_trains(model: Any, tokenizer: Any, rows: Dataset, tmp_path: Path, ki
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
     assert len(losses) == 17
     assert sum(losses[-3:]) / 3 < losses[0] - 0.5
+
+
+def test_trap_the_language_modeling_collator_cannot_pad_labels_or_trains_the_context_too(
+    tokenizer: Any, rows: Dataset
+) -> None:
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    tokens = rows.select(range(4)).select_columns(["input_ids", "attention_mask", "labels"])
+    with pytest.raises(ValueError, match="Unable to create tensor"):
+        collator(list(tokens))
+    runs = trained_runs(collator(list(tokens.remove_columns("labels"))))
+    assert [len(run) for run in runs] == [length - 1 for length in rows["total_len"][:4]]
 
 
 def test_trap_a_position_ids_column_breaks_the_padding_collator(

@@ -245,7 +245,9 @@ def check_numbers(case: Case, row: BoundedRow, *, is_cut_right: bool, fits: bool
     }
     # Where the model is asked to speak is never cut off, whatever goes before it.
     context, asked = row.input_ids[: row.context_len], whole.input_ids[: whole.context_len]
-    tail = min(len(context), count_generation_prompt(case))
+    # (In a row that is shorter than the generation prompt, a BOS takes one place of it.)
+    has_bos = int(context[0]) == case.builder.encoder.bos_id
+    tail = min(len(context) - has_bos, count_generation_prompt(case))
     assert context[len(context) - tail :].tolist() == asked[len(asked) - tail :].tolist()
 
 

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from pipeline.collate import ContextFrozenCollator
     from pipeline.examples import TrainingExample, load_examples, save_examples
     from pipeline.feed import DeviceFeeder
-    from pipeline.frozen import context_frozen_loss
-    from pipeline.job import prepare
+    from pipeline.frozen.step import context_frozen_loss
+    from pipeline.job.prepare import prepare
     from pipeline.sampling import ContextGroupSampler, LengthBatchSampler
     from pipeline.saved import load
     from pipeline.token_rows import rows_as_id_pairs
@@ -23,10 +23,10 @@ _HOMES = {
     "ExampleTokenizer": "pipeline.tokenize",
     "LengthBatchSampler": "pipeline.sampling",
     "TrainingExample": "pipeline.examples",
-    "context_frozen_loss": "pipeline.frozen",
+    "context_frozen_loss": "pipeline.frozen.step",
     "load": "pipeline.saved",
     "load_examples": "pipeline.examples",
-    "prepare": "pipeline.job",
+    "prepare": "pipeline.job.prepare",
     "rows_as_id_pairs": "pipeline.token_rows",
     "save_examples": "pipeline.examples",
 }

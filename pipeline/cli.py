@@ -13,14 +13,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal
 
 import tyro
 
-from pipeline.config import PrepareConfig, config_from_mapping, nearest_known, read_config_file
+from pipeline.config import config_from_mapping, nearest_known
 from pipeline.errors import ContextFrozenError, UsageError, escape_controls
-
-Options = TypeVar("Options")
+from pipeline.flags import parse_config, parse_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ def run_prepare(args: Sequence[str]) -> int:
     as_json = "--json" in args
     config = parse_config([arg for arg in args if arg != "--json"])
     _quiet_libraries()
-    from pipeline.job import prepare
+    from pipeline.job.prepare import prepare
 
     prepared = prepare(config)
     if as_json:
@@ -152,7 +151,7 @@ def run_verify(args: Sequence[str]) -> int:
     findings = verify(options.set, tokenizer=options.tokenizer)
     comparison = None
     if options.server is not None:
-        from pipeline.live import compare_with_server
+        from pipeline.check.live import compare_with_server
 
         comparison = compare_with_server(options.set, options.server, options.rows)
         findings += comparison.findings
@@ -172,7 +171,7 @@ def run_check(args: Sequence[str]) -> int:
     """Run ``check``: a table of what the tokenizer and its template do."""
     options = parse_options(CheckOptions, args, "check")
     _quiet_libraries()
-    from pipeline.check import check_tokenizer_and_template
+    from pipeline.check.tokenizer import check_tokenizer_and_template
     from pipeline.view.table import print_check
 
     values = {**dataclasses.asdict(options), "input": "-", "output": "-"}
@@ -241,104 +240,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse_config(args: Sequence[str]) -> PrepareConfig:
-    """Return the settings of ``prepare`` from flags over a YAML file over the defaults."""
-    rest, path = _take_value(args, "--config")
-    values = read_config_file(path) if path else {}
-    if path:
-        _check_values(values, f"--config {path}")
-    parsed = parse_options(PrepareConfig, rest, "prepare", _with_missing(values))
-    return config_from_mapping(dataclasses.asdict(parsed), f"--config {path}" if path else "flags")
-
-
-def parse_options(
-    kind: type[Options], args: Sequence[str], verb: str, default: Options | None = None
-) -> Options:
-    """Return the options of a verb; a wrong flag prints what is right and exits with 2."""
-    hints = get_type_hints(kind)
-    # A flag can also take back what the YAML file switches on.
-    switches = {f"no_{name}" for name, hint in hints.items() if hint is bool}
-    known = sorted({*hints, *switches, "help"})
-    for arg in args:
-        name = arg.removeprefix("--").partition("=")[0].replace("-", "_")
-        if arg.startswith("--") and name not in known:
-            raise UsageError(
-                f"{verb}: unknown flag {arg.partition('=')[0]}{nearest_known(name, known)}"
-            )
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_read_json_objects)
-    with registry:
-        parsed: Any = tyro.cli(
-            kind,
-            args=list(args),
-            prog=f"context-frozen {verb}",
-            default=default,
-            use_underscores=True,
-        )
-    return parsed
-
-
 def _usage() -> str:
     verbs = "\n".join(f"  {name:10}{verb.purpose}" for name, verb in VERBS.items())
     return (
         "usage: context-frozen VERB [--config FILE.yaml] [--key value ...]\n\n"
         f"{verbs}\n\n`context-frozen VERB --help` lists its settings."
-    )
-
-
-def _take_value(args: Sequence[str], flag: str) -> tuple[list[str], str | None]:
-    """Return the arguments without ``flag VALUE`` (or ``flag=VALUE``), and the value."""
-    rest: list[str] = []
-    value: str | None = None
-    remaining = iter(args)
-    for arg in remaining:
-        if arg == flag:
-            value = next(remaining, None)
-            if value is None:
-                raise UsageError(f"{flag}: nothing after it; expected a YAML file")
-        elif arg.startswith(f"{flag}="):
-            value = arg.removeprefix(f"{flag}=")
-        else:
-            rest.append(arg)
-    return rest, value
-
-
-def _check_values(values: dict[str, Any], where: str) -> None:
-    """Check the keys and types of a file by themselves, so that the message names the file."""
-    required = {name: "x" for name in ("input", "tokenizer", "output") if name not in values}
-    config_from_mapping({**values, **required}, where)
-
-
-def _with_missing(values: dict[str, Any]) -> PrepareConfig:
-    """Return a config as tyro wants its defaults: what has no value yet is marked as missing."""
-    default: PrepareConfig = object.__new__(PrepareConfig)
-    for item in dataclasses.fields(PrepareConfig):
-        if item.name in values:
-            value = values[item.name]
-            if item.name == "input":
-                value = (value,) if isinstance(value, str) else tuple(value)
-        elif item.default is not dataclasses.MISSING:
-            value = item.default
-        elif item.default_factory is not dataclasses.MISSING:
-            value = item.default_factory()
-        else:
-            value = tyro.MISSING_NONPROP
-        object.__setattr__(default, item.name, value)
-    return default
-
-
-def _read_json_objects(
-    info: tyro.constructors.PrimitiveTypeInfo,
-) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]] | None:
-    """Read a ``dict[str, Any]`` flag as one JSON object, as YAML would hold it."""
-    if info.type != get_type_hints(PrepareConfig)["server_options"]:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=lambda texts: json.loads(texts[0]),
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [json.dumps(value)],
     )
 
 

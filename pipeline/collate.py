@@ -32,7 +32,7 @@ class ContextFrozenCollator:
 
     Args:
         layout: ``joined`` [B, T] for any trainer, ``split`` [B, C] + [B, R] for
-            `pipeline.frozen.context_frozen_loss`, ``grouped`` [G, C] + [K, R] to run equal contexts
+            `pipeline.frozen.step.context_frozen_loss`, ``grouped`` [G, C] + [K, R] to run equal contexts
             once (rows with the same frozen ids share a line of ``context_*``).
         pad_token_id: id in padded places; every one of them is masked and unlabelled. Default: the
             tokenizer's, else 0, which every vocabulary has.

@@ -26,8 +26,8 @@ from pipeline.fields import (
     read_weight,
     split_weights,
 )
-from pipeline.json_lines import parse_line
 from pipeline.server import Message
+from pipeline.source.json_lines import parse_line
 
 if TYPE_CHECKING:
     import torch
@@ -182,7 +182,7 @@ def load_examples(path: str | Path) -> list[TrainingExample]:
 
     Raises `DataRefused` at the first line that is not an example, with its file and line.
     """
-    from pipeline.source import find_files, read_lines
+    from pipeline.source.lines import find_files, read_lines
 
     examples: list[TrainingExample] = []
     for file in find_files(str(path)):

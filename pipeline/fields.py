@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
-from pipeline.json_lines import parse_value
 from pipeline.nulls import drop_message_nulls, drop_tool_nulls
 from pipeline.server import Message
+from pipeline.source.json_lines import parse_value
 
 _ID_LIMIT: Final = 2**31
 """Token ids are saved as int32."""

@@ -16,17 +16,17 @@ import numpy as np
 
 from pipeline.boundary import BoundedRow, LengthPolicy, fit_context, fit_continuation, join_row
 from pipeline.config import PrepareConfig
-from pipeline.continuation import Continuation, ContinuationSettings, build_continuation
+from pipeline.continuation.emitted import Continuation, ContinuationSettings, build_continuation
+from pipeline.continuation.marks import find_text_flags
+from pipeline.continuation.sampled import check_context_ids, check_continuation_ids
 from pipeline.decisions import DecisionPoint
 from pipeline.encode import Ids, TextEncoder
 from pipeline.errors import Rejected, UsageError, excerpt_of
-from pipeline.marks import find_text_flags
-from pipeline.probe import probe_turns
-from pipeline.sampled import check_context_ids, check_continuation_ids
 from pipeline.server import ChatRequest, Dialect, Message, Rendering, load_dialect
-from pipeline.template import ChatTemplates, resolve_templates
+from pipeline.template.chat_template import ChatTemplates, resolve_templates
+from pipeline.template.probe import probe_turns
+from pipeline.template.turn_facts import TurnFacts
 from pipeline.tokenizer_files import read_model_type, read_position_limit, read_stop_ids
-from pipeline.turn_facts import TurnFacts
 
 _ContextKey = tuple[int, int | None]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.boundary import hash_context
 from pipeline.errors import SealMismatch, UsageError
-from pipeline.publish import MANIFEST
+from pipeline.job.publish import MANIFEST
 from pipeline.row_table import digest_rows, sum_digests
 from pipeline.seal import check_tokenizer, hash_file_bytes, hash_seal
 from pipeline.types import FLAGS, IGNORE_LABEL, row_features
@@ -113,7 +113,7 @@ def open_splits(folder: Path) -> datasets.DatasetDict:
 
 def _check_tokenizer(manifest: dict[str, Any], tokenizer: str | PreTrainedTokenizerBase) -> None:
     from pipeline.encode import TextEncoder
-    from pipeline.template import resolve_templates
+    from pipeline.template.chat_template import resolve_templates
 
     encoder = (
         TextEncoder.from_path(tokenizer)

@@ -20,8 +20,8 @@ from pipeline.tokenizer_files import find_tokenizer_folder, hash_tokenizer_files
 
 if TYPE_CHECKING:
     from pipeline.encode import TextEncoder
-    from pipeline.source import FileRecord
-    from pipeline.template import ChatTemplates
+    from pipeline.source.lines import FileRecord
+    from pipeline.template.chat_template import ChatTemplates
 
 SEAL_FORMAT = 1
 """Raised when the same inputs would no longer give the same rows."""

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.collate import ContextFrozenCollator
 from pipeline.feed import pick_device
-from pipeline.frozen import context_frozen_loss
+from pipeline.frozen.step import context_frozen_loss
 
 CASES = ("full", "split", "grouped")
 MIN_CONTEXT = 256  # shorter contexts say little of the two gradients' distance

@@ -42,7 +42,7 @@ from pipeline import (
 from pipeline.config import config_from_mapping
 from pipeline.errors import UsageError
 from pipeline.feed import pick_device
-from pipeline.frozen import count_items
+from pipeline.frozen.step import count_items
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from pipeline import ContextFrozenCollator, context_frozen_loss
-from pipeline.frozen import count_items
+from pipeline.frozen.step import count_items
 from scripts.train_context_frozen import (
     Record,
     TrainConfig,

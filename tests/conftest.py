@@ -70,7 +70,7 @@ def quickstart_set(
     tmp_path_factory: pytest.TempPathFactory, bundled_tokenizer: Path, bundled_examples: Path
 ) -> Path:
     """The set that the quickstart makes. Copy it (``shutil.copytree``) before changing it."""
-    from pipeline.job import prepare
+    from pipeline.job.prepare import prepare
 
     values = read_config_file(str(ROOT / "configs" / "quickstart.yaml"))
     values |= {

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import prepare
-from pipeline.append import read_examples
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused, SealMismatch, UsageError
-from pipeline.job import Prepared
+from pipeline.job.append import read_examples
+from pipeline.job.prepare import Prepared
 from pipeline.saved import verify
 from tests.conftest import ROOT, write_lines
 
@@ -328,7 +328,7 @@ def test_an_append_that_is_stopped_leaves_the_old_set(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"pipeline.build.{place}", stop)
+        patched.setattr(f"pipeline.job.build.{place}", stop)
         with pytest.raises(KeyboardInterrupt):
             append(made, tmp_path, [example("d")])
     assert contents_of(Path(made.output)) == before
@@ -337,7 +337,8 @@ def test_an_append_that_is_stopped_leaves_the_old_set(
 
 KILL = """
 import json, os, signal, sys
-from pipeline import build, job
+from pipeline.job import build
+from pipeline.job import prepare as job
 from pipeline.config import config_from_mapping
 save = build._save
 def killed(*arguments):

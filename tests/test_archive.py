@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.archive import BrokenArchive, decompressed
+from pipeline.source.archive import BrokenArchive, decompressed
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstandard.compress}
 SKIPPABLE_FRAME = struct.pack("<II", 0x184D2A57, 5) + b"hello"

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from pipeline.config import config_from_mapping, read_config_file
 from pipeline.errors import Rejected
-from pipeline.template import ChatTemplate, resolve_templates
+from pipeline.template.chat_template import ChatTemplate, resolve_templates
 from scripts import train_tokenizer as script
 
 EXAMPLES = script.DATA / "examples.jsonl"

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.check import TokenizerCheck, check_tokenizer_and_template
+from pipeline.check.tokenizer import TokenizerCheck, check_tokenizer_and_template
 from pipeline.cli import main
 from pipeline.config import PrepareConfig
 from pipeline.errors import EXCERPT_LIMIT
-from pipeline.template_report import Trait
+from pipeline.template.report import Trait
 from pipeline.view.table import print_check
 from tests.conftest import SHARED
 

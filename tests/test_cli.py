@@ -318,7 +318,7 @@ def test_wrong_paths_end_with_2(
 def test_ctrl_c_ends_with_130_and_says_that_nothing_changed(
     capsys: pytest.CaptureFixture[str], arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import build
+    from pipeline.job import build
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

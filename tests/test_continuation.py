@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.continuation import Continuation, ContinuationSettings, build_continuation
+from pipeline.continuation.emitted import Continuation, ContinuationSettings, build_continuation
 from pipeline.encode import TextEncoder
 from pipeline.errors import Rejected
-from pipeline.probe import probe_turns
 from pipeline.server import ChatRequest, load_dialect
-from pipeline.template import ChatTemplates, resolve_templates
+from pipeline.template.chat_template import ChatTemplates, resolve_templates
+from pipeline.template.probe import probe_turns
 from pipeline.tokenizer_files import read_model_type, read_stop_ids
 from tests import own_templates as own
 from tests.conftest import require_shared

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data_sets import expand_data_sets
 from pipeline.errors import UsageError
-from pipeline.files import find_files
-from pipeline.json_lines import parse_line
-from pipeline.tables import load_table_lines
+from pipeline.source.data_sets import expand_data_sets
+from pipeline.source.files import find_files
+from pipeline.source.json_lines import parse_line
+from pipeline.source.tables import load_table_lines
 
 ROWS = [{"prompt": f"{index}", "completion": "c"} for index in range(7)]
 
@@ -58,7 +58,7 @@ def test_of_several_saved_splits_train_is_taken_and_said_aloud(
 ) -> None:
     train, test = datasets.Dataset.from_list(ROWS[:4]), datasets.Dataset.from_list(ROWS[4:])
     datasets.DatasetDict({"test": test, "train": train}).save_to_disk(str(tmp_path / "set"))
-    with caplog.at_level("INFO", logger="pipeline.data_sets"):
+    with caplog.at_level("INFO", logger="pipeline.source.data_sets"):
         assert rows_in(expand_data_sets([str(tmp_path / "set")]), tmp_path) == ROWS[:4]
     assert "the split train of" in caplog.text
     other = expand_data_sets([str(tmp_path / "set" / "test")])
@@ -153,7 +153,7 @@ Expand = Callable[..., list[Any]]
 
 _ASK = """
 import json, sys
-from pipeline.data_sets import expand_data_sets
+from pipeline.source.data_sets import expand_data_sets
 from pipeline.errors import UsageError
 answers = []
 for text in sys.argv[1:]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.duplicates import Duplicates, Entry, find_duplicates
+from pipeline.job.duplicates import Duplicates, Entry, find_duplicates
 
 CHOICES = ("error", "first", "last")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataRefused, Rejected, UnreadableFile, UsageError
 from pipeline.examples import TrainingExample, find_last_assistant, load_examples, save_examples
-from pipeline.json_lines import parse_line
+from pipeline.source.json_lines import parse_line
 from tests.conftest import write_lines
 
 RAW = {"id": "a", "context": "2+2=", "continuation": "4"}

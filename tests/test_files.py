@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UnreadableFile, UsageError
-from pipeline.files import STDIN, SourceFile, find_files, hash_file, spool_streams
+from pipeline.source.files import STDIN, SourceFile, find_files, hash_file, spool_streams
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_a_fifo_is_spooled_to_a_file_that_can_be_read_twice(tmp_path: Path):
 
 def test_stdin_is_spooled_whole(tmp_path: Path, repository: Path):
     code = (
-        "import os, sys; from pathlib import Path; from pipeline.files import *;"
+        "import os, sys; from pathlib import Path; from pipeline.source.files import *;"
         "print(spool_streams(find_files('-'), Path(sys.argv[1]))[0].path);"
         "os.fstat(0)"  # fails if stdin was closed
     )

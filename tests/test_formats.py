@@ -18,7 +18,7 @@ from pipeline.examples import TrainingExample
 from pipeline.formats import FORMATS, KNOWN_KEYS, read_example, recognise_format
 from pipeline.rows import RowBuilder
 from pipeline.server import ChatRequest, load_dialect
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 from pipeline.types import REJECT_CODES
 
 Row = dict[str, Any]

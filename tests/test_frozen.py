@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UsageError
-from pipeline.frozen import (
+from pipeline.frozen.readonly_cache import ReadOnlyCache
+from pipeline.frozen.step import (
     context_frozen_loss,
     continuation_logits,
     count_items,
     two_phase_error,
 )
-from pipeline.readonly_cache import ReadOnlyCache
 from tests.tiny_models import (
     VOCABULARY,
     assert_same_gradients,

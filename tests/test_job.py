@@ -19,11 +19,11 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from pipeline import build
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused, UnreadableFile, UsageError
-from pipeline.job import Prepared, prepare
-from pipeline.publish import MANIFEST
+from pipeline.job import build
+from pipeline.job.prepare import Prepared, prepare
+from pipeline.job.publish import MANIFEST
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, row_features
 from tests.conftest import ROOT, write_lines
 
@@ -412,7 +412,7 @@ def test_a_second_run_says_that_the_set_was_ready_and_touches_nothing(
 def test_a_second_run_loads_nothing_heavy(made: PrepareConfig) -> None:
     code = (
         "import sys, json\n"
-        "from pipeline.job import prepare\n"
+        "from pipeline.job.prepare import prepare\n"
         "from pipeline.config import config_from_mapping\n"
         "config = config_from_mapping(json.loads(sys.argv[1]), 'test')\n"
         "assert prepare(config).was_ready\n"
@@ -637,7 +637,9 @@ def test_whatever_stops_the_job_leaves_the_old_set_and_no_rest(
 
 KILL = """
 import json, os, signal, sys
-from pipeline import build, job, publish
+from pipeline.job import build
+from pipeline.job import prepare as job
+from pipeline.job import publish
 from pipeline.config import config_from_mapping
 module, name, when = sys.argv[2:]
 home = {"build": build, "job": job, "publish": publish, "target": publish.Target}[module]
@@ -706,7 +708,7 @@ def test_standard_input_is_read_and_sealed_by_its_content(
     config = make_config("-", tokenizer=str(bundled_tokenizer))
     code = (
         "import json, sys\n"
-        "from pipeline.job import prepare\n"
+        "from pipeline.job.prepare import prepare\n"
         "from pipeline.config import config_from_mapping\n"
         "made = prepare(config_from_mapping(json.loads(sys.argv[1]), 'test'))\n"
         "print(json.dumps([made.was_ready, made.counts['rows'], made.manifest['seal']['input']]))\n"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import EXCERPT_LIMIT, Rejected
-from pipeline.json_lines import DEPTH_LIMIT, is_one_value_over_lines, parse_line, parse_value
+from pipeline.source.json_lines import DEPTH_LIMIT, is_one_value_over_lines, parse_line, parse_value
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBERS = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.formats import FORMATS
-from pipeline.line_formats import name_formats
+from pipeline.source.line_formats import name_formats
 
 OWN = {"id": "a", "context": "2+2=", "continuation": "4"}
 ALPACA = {"instruction": "Add.", "input": "2 2", "output": "4"}

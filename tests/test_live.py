@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.check.live import compare_with_server
+from pipeline.check.live_server import LiveServer, ServerError
 from pipeline.cli import main
 from pipeline.config import PrepareConfig
 from pipeline.errors import UsageError
-from pipeline.job import prepare
-from pipeline.live import compare_with_server
-from pipeline.live_server import LiveServer, ServerError
+from pipeline.job.prepare import prepare
 from pipeline.rows import RowBuilder
 from pipeline.saved import load
 from pipeline.server import ChatRequest

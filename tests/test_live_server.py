@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.check.live import compare_with_server
+from pipeline.check.live_server import build_body
 from pipeline.config import PrepareConfig
 from pipeline.decisions import DecisionPoint, find_decision_points
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
-from pipeline.job import prepare
-from pipeline.live import compare_with_server
-from pipeline.live_server import build_body
+from pipeline.job.prepare import prepare
 from pipeline.rows import RowBuilder
 from tests.conftest import write_lines
 from tests.test_live import EXAMPLES, HELLO

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.marks import (
+from pipeline.continuation.marks import (
     WELL_KNOWN_MARKS,
     find_text_flags,
     has_stray_think_mark,

@@ -15,8 +15,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from pipeline.errors import UnsupportedModel
-from pipeline.frozen import context_frozen_loss, count_items, two_phase_error
-from pipeline.model_support import read_interface, refuse_cache
+from pipeline.frozen.model_support import read_interface, refuse_cache
+from pipeline.frozen.step import context_frozen_loss, count_items, two_phase_error
 from tests.test_frozen import reference_loss
 from tests.tiny_models import (
     FAMILIES,

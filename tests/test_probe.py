@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.encode import TextEncoder
-from pipeline.probe import probe_turns
 from pipeline.server import load_dialect
-from pipeline.template import ChatTemplates, resolve_templates
+from pipeline.template.chat_template import ChatTemplates, resolve_templates
+from pipeline.template.probe import probe_turns
+from pipeline.template.turn_facts import TurnFacts, closes_frame, find_end
 from pipeline.tokenizer_files import read_model_type, read_stop_ids
-from pipeline.turn_facts import TurnFacts, closes_frame, find_end
 from scripts.table_of_turns import MORE_VARIABLES, SPECIAL_TOKENS, format_page, probe_folder
 from tests import own_templates as own
 from tests.conftest import require_shared

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import publish
 from pipeline.errors import UsageError
-from pipeline.publish import MANIFEST, Target, sync_tree
+from pipeline.job import publish
+from pipeline.job.publish import MANIFEST, Target, sync_tree
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -221,7 +221,7 @@ def test_what_a_job_reads_may_lie_beside_what_it_writes(target: Target, name: st
 
 HOLD_LOCK = """
 import sys
-from pipeline.publish import Target
+from pipeline.job.publish import Target
 with Target(sys.argv[1]).locked():
     print("held", flush=True)
     sys.stdin.read()
@@ -277,7 +277,7 @@ def test_workers_of_a_killed_job_end_with_it_and_do_not_keep_its_lock(target: Ta
         pytest.skip("prctl is Linux")
     code = (
         "import os, sys, time\n"
-        "from pipeline.publish import Target\n"
+        "from pipeline.job.publish import Target\n"
         "with Target(sys.argv[1]).locked():\n"
         "    worker = os.fork()\n"
         "    if worker == 0: time.sleep(60); os._exit(0)\n"
@@ -340,7 +340,7 @@ def test_many_jobs_at_once_hold_the_target_one_after_the_other(
     code = (
         "import os, sys, time\n"
         "from pipeline.errors import UsageError\n"
-        "from pipeline.publish import Target\n"
+        "from pipeline.job.publish import Target\n"
         "target, inside, turns = Target(sys.argv[1]), sys.argv[2], 0\n"
         "end = time.monotonic() + 20\n"
         "while turns < 20 and time.monotonic() < end:\n"
@@ -411,7 +411,7 @@ def test_a_parent_that_cannot_be_written_is_refused(
 CRASH = """
 import json, os, shutil, sys
 from pathlib import Path
-from pipeline import publish
+from pipeline.job import publish
 path, moment = sys.argv[1:]
 target = publish.Target(path)
 def crash(*args, **kwargs): os._exit(9)

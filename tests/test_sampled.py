@@ -14,12 +14,12 @@ import pytest
 
 from pipeline.boundary import BoundedRow
 from pipeline.config import config_from_mapping
+from pipeline.continuation.sampled import check_context_ids, check_continuation_ids
 from pipeline.decisions import find_decision_points
 from pipeline.encode import TextEncoder
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
 from pipeline.rows import RowBuilder
-from pipeline.sampled import check_context_ids, check_continuation_ids
 from tests.conftest import ROOT, require_shared
 
 BUNDLED = ROOT / "configs" / "tokenizer"

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import SealMismatch, UsageError
-from pipeline.job import prepare
-from pipeline.publish import MANIFEST
+from pipeline.job.prepare import prepare
+from pipeline.job.publish import MANIFEST
 from pipeline.saved import load, verify
 from pipeline.types import row_features
 from tests.conftest import write_lines

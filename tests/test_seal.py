@@ -28,8 +28,8 @@ from pipeline.seal import (
     make_seal,
 )
 from pipeline.server import SERVER_VERSIONS
-from pipeline.source import FileRecord
-from pipeline.template import ChatTemplates, resolve_templates
+from pipeline.source.lines import FileRecord
+from pipeline.template.chat_template import ChatTemplates, resolve_templates
 from tests.test_config import OTHER_VALUES
 
 FILES = {"b.jsonl": "22", "a.jsonl": "11"}

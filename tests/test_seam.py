@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.seam import Seam, common_length, find_seam
+from pipeline.template.seam import Seam, common_length, find_seam
 
 CONTROL = re.compile(r"<[^<> ]+>")
 PAIR = ("<think>", "</think>")

@@ -12,7 +12,7 @@ from transformers.utils import chat_template_utils
 from pipeline.errors import Rejected, UsageError
 from pipeline.server import ChatRequest, Dialect, load_dialect
 from pipeline.server.clock import FixedClock
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 from tests.conftest import require_shared
 
 # As Llama's templates do it: the date is read from the clock unless the request gives it.

@@ -12,7 +12,7 @@ from pipeline.errors import Rejected, UsageError
 from pipeline.server import ChatRequest, Dialect, Rendering
 from pipeline.server.harmony_vocabulary import load_encoding, write_vocabulary
 from pipeline.server.vllm import VllmDialect
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 from tests.conftest import require_shared
 
 pytest.importorskip("openai_harmony", reason="the extra 'harmony' is not installed")

@@ -12,7 +12,7 @@ from pipeline.errors import Rejected, UsageError
 from pipeline.server import ChatRequest
 from pipeline.server.sglang import SglangDialect
 from pipeline.server.template_facts import read_template_facts, sglang_content_form
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 
 # Writes out all that reaches the template; the second is taken for a template of parts.
 AS_TEXT = "{{ messages | tojson }}{{ tools | tojson }}"

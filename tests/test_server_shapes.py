@@ -17,7 +17,7 @@ from pipeline.server import ChatRequest, Dialect
 from pipeline.server.plain import PlainDialect
 from pipeline.server.sglang import SglangDialect
 from pipeline.server.vllm import VllmDialect
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 from tests.conftest import require_shared
 
 TEMPLATES = [

@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import Rejected, UsageError
 from pipeline.server import ChatRequest, Rendering, load_dialect
 from pipeline.server.vllm import VllmDialect
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 
 AS_TEXT = "{{ messages | tojson }}{{ tools | tojson }}"
 AS_PARTS = "{% for m in messages %}{% for p in m.content %}{% endfor %}{% endfor %}" + AS_TEXT

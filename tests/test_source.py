@@ -23,9 +23,16 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import source
 from pipeline.errors import EXCERPT_LIMIT, Rejected, UnreadableFile
-from pipeline.source import SourceFile, find_files, hash_file, load_lines, parse_line, read_lines
+from pipeline.source import lines as source
+from pipeline.source.lines import (
+    SourceFile,
+    find_files,
+    hash_file,
+    load_lines,
+    parse_line,
+    read_lines,
+)
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -426,7 +433,7 @@ def test_a_fifo_is_loaded_as_it_comes(tmp_path: Path):
 
 def test_stdin_is_read_by_lines(repository: Path):
     code = (
-        "from pipeline.source import *;"
+        "from pipeline.source.lines import *;"
         "print([(line.line, line.text) for line in read_lines(find_files('-')[0])])"
     )
     ended = subprocess.run(
@@ -442,7 +449,7 @@ def test_stdin_is_read_by_lines(repository: Path):
 PEAK_MEMORY = """
 import resource, sys
 from pathlib import Path
-from pipeline.source import find_files, load_lines
+from pipeline.source.lines import find_files, load_lines
 
 def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

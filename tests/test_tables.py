@@ -20,13 +20,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cells import write_json
 from pipeline.errors import Rejected, UnreadableFile
-from pipeline.files import SourceFile
 from pipeline.formats import read_example, recognise_format
-from pipeline.json_lines import parse_line
-from pipeline.source import LINE_SCHEMA, LoadedLines
-from pipeline.tables import is_table, load_table_lines, open_table
+from pipeline.source.cells import write_json
+from pipeline.source.files import SourceFile
+from pipeline.source.json_lines import parse_line
+from pipeline.source.lines import LINE_SCHEMA, LoadedLines
+from pipeline.source.tables import is_table, load_table_lines, open_table
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from pipeline.errors import Rejected, UsageError
-from pipeline.template import ChatTemplate, ChatTemplates, resolve_templates
+from pipeline.template.chat_template import ChatTemplate, ChatTemplates, resolve_templates
 
 HI = [{"role": "user", "content": "hi"}]
 JSON = st.recursive(

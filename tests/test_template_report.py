@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.server import load_dialect
-from pipeline.template import ChatTemplates
-from pipeline.template_report import TemplateReport, probe_template
-from pipeline.trait_meanings import MEANINGS
+from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.report import TemplateReport, probe_template
+from pipeline.template.trait_meanings import MEANINGS
 from tests import own_templates as own
 from tests.conftest import require_shared
 from tests.own_templates import DIALECT, templates_of

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.think import (
+from pipeline.continuation.think import (
     ThinkState,
     drop_supplied,
     has_stray_mark,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.template import ChatTemplates
+    from pipeline.template.chat_template import ChatTemplates
 
 SERVER_VERSIONS: Final = {"vllm": "0.33.0", "sglang": "0.5.23", "plain": ""}
 """The release of each server whose rules are reproduced; ``plain`` has none but transformers'."""

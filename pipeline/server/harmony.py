@@ -32,7 +32,7 @@ from pipeline.server.vllm_tools import dump_tools
 if TYPE_CHECKING:
     import openai_harmony as harmony
 
-    from pipeline.template import ChatTemplates
+    from pipeline.template.chat_template import ChatTemplates
 
 EFFORTS = ("low", "medium", "high")
 

@@ -13,7 +13,7 @@ from pipeline.errors import Rejected
 from pipeline.server import SERVER_VERSIONS, ChatRequest, Rendering
 from pipeline.server.clock import FixedClock, replace_clock
 from pipeline.server.options import read_moment, read_options
-from pipeline.template import RENDER_ERRORS, ChatTemplates
+from pipeline.template.chat_template import RENDER_ERRORS, ChatTemplates
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pipeline.server.sglang_messages import (
 from pipeline.server.shape import expect_object
 from pipeline.server.template_facts import sglang_content_form
 from pipeline.server.template_kwargs import split_template_kwargs
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
 # The server's own arguments of apply_chat_template: a kwarg of that name collides.

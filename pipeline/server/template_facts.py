@@ -34,7 +34,7 @@ class TemplateFacts:
 
 @lru_cache(maxsize=256)
 def read_template_facts(source: str) -> TemplateFacts:
-    """Return the facts of a template that compiles (``pipeline.template.ChatTemplate`` checks)."""
+    """Return the facts of a template that compiles (`ChatTemplate` checks)."""
     tree = _parse(source)
     return TemplateFacts(
         content_form=_vllm_content_form(tree),

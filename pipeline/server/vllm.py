@@ -30,7 +30,7 @@ from pipeline.server.template_facts import TemplateFacts, read_template_facts
 from pipeline.server.template_kwargs import CALL_PARAMETERS, split_template_kwargs
 from pipeline.server.vllm_messages import Conversation, fill_call_ids, rewrite_messages
 from pipeline.server.vllm_tools import dump_tools
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 

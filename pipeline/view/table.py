@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.check import TokenizerCheck
+from pipeline.check.tokenizer import TokenizerCheck
 
 
 def print_check(checked: TokenizerCheck) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config import PrepareConfig
-from pipeline.job import prepare
+from pipeline.job.prepare import prepare
 
 
 @pytest.fixture(autouse=True, scope="module")

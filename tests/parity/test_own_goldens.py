@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pipeline.errors import Rejected
 from pipeline.server import ChatRequest, Rendering
 from pipeline.server.vllm import VllmDialect
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 from tests.conftest import require_shared
 from tests.parity import suite
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pipeline.errors import Rejected
 from pipeline.server import ChatRequest
 from pipeline.server.vllm import VllmDialect
-from pipeline.template import ChatTemplates, resolve_templates
+from pipeline.template.chat_template import ChatTemplates, resolve_templates
 from tests.conftest import SHARED, require_shared
 from tests.parity import suite
 

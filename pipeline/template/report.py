@@ -1,6 +1,6 @@
 """What ``context-frozen check`` says about a chat template: each trait with what was seen.
 
-Like `pipeline.probe` this renders conversations and reads the text; it asks about the messages that
+Like `pipeline.template.probe` this renders conversations and reads the text; it asks about the messages that
 people send rather than about the turn that is trained.
 """
 
@@ -12,10 +12,11 @@ from datetime import datetime
 from typing import Any, Final
 
 from pipeline.errors import Rejected, excerpt_of
-from pipeline.probe import probe_turns
-from pipeline.seam import common_length, find_seam
 from pipeline.server import Dialect, Message
-from pipeline.stage import (
+from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.probe import probe_turns
+from pipeline.template.seam import common_length, find_seam
+from pipeline.template.stage import (
     ANSWER,
     ARGUMENT,
     ARGUMENT_FORMS,
@@ -31,9 +32,8 @@ from pipeline.stage import (
     find_stage,
     fix_clock,
 )
-from pipeline.template import ChatTemplates
-from pipeline.trait_meanings import MEANINGS
-from pipeline.turn_facts import TurnFacts
+from pipeline.template.trait_meanings import MEANINGS
+from pipeline.template.turn_facts import TurnFacts
 
 _ARGUMENT_TRAITS: Final = ("tool_arguments_dict", "tool_arguments_text")
 # From the best to the worst, to find the spelling of a call that a template takes.
@@ -71,7 +71,7 @@ def probe_template(
     control_tokens: Collection[str] | None = None,
     stop_tokens: Collection[str] | None = None,
 ) -> TemplateReport:
-    """Return what the template does; arguments as of `pipeline.probe.probe_turns`.
+    """Return what the template does; arguments as of `pipeline.template.probe.probe_turns`.
 
     Traits and their values: ``renders`` (yes, refused); ``content`` (text, parts, both);
     ``system`` (yes, moved, dropped, error); ``two_users``, ``assistant_first`` (ok, error);

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from pipeline.errors import UnsupportedModel
-from pipeline.readonly_cache import READABLE_LAYERS
+from pipeline.frozen.readonly_cache import READABLE_LAYERS
 
 # transformers 5.17 to 5.23 renamed `past_key_values` to `cache`; the old name goes in 5.40.
 _CACHE_NAMES = ("cache", "past_key_values")

@@ -19,9 +19,9 @@ from typing import Final, Protocol
 import datasets
 import pyarrow as pa
 
-from pipeline.archive import BrokenArchive, decompressed
 from pipeline.errors import EXCERPT_LIMIT, Rejected, UnreadableFile
-from pipeline.files import (
+from pipeline.source.archive import BrokenArchive, decompressed
+from pipeline.source.files import (
     SourceFile,
     find_files,
     hash_file,
@@ -29,7 +29,7 @@ from pipeline.files import (
     spool_streams,
     unreadable,
 )
-from pipeline.json_lines import is_one_value_over_lines, parse_line
+from pipeline.source.json_lines import is_one_value_over_lines, parse_line
 from pipeline.types import Reject
 
 __all__ = [

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrepareConfig, config_from_mapping
-from pipeline.data_sets import expand_data_sets
 from pipeline.errors import UsageError
-from pipeline.files import find_files, hash_file, spool_streams
-from pipeline.publish import MANIFEST, Target
+from pipeline.job.publish import MANIFEST, Target
 from pipeline.seal import make_seal
+from pipeline.source.data_sets import expand_data_sets
+from pipeline.source.files import find_files, hash_file, spool_streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
         if (ready := _find_ready(config, target, seal)) is not None:
             target.clear()
             return ready
-        from pipeline.build import build_set
+        from pipeline.job.build import build_set
 
         try:
             manifest = build_set(config, target, files, seal)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pipeline.marks import pattern_of
+from pipeline.continuation.marks import pattern_of
 
 
 @dataclass(frozen=True)

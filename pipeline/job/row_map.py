@@ -25,7 +25,7 @@ from pipeline.examples import read_id
 from pipeline.formats import read_example
 from pipeline.row_table import Provenance, build_table, digest_rows
 from pipeline.rows import RowBuilder
-from pipeline.source import parse_line
+from pipeline.source.lines import parse_line
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, Reject
 
 REJECT, SPLIT, ROW_DIGEST, LINE_DIGEST = "reject", "split", "row_digest", "line_digest"

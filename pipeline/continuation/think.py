@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.marks import is_unbalanced, pattern_of
-from pipeline.seam import common_length
+from pipeline.continuation.marks import is_unbalanced, pattern_of
+from pipeline.template.seam import common_length
 
 DEFAULT_PAIR = ("<think>", "</think>")
 

@@ -3,7 +3,7 @@
 A string is what the model emits, verbatim. A message is what a client sees: a plain answer is its
 text, verbatim, between the marks that the template writes around an answer (gpt-oss's
 ``<|channel|>final<|message|>``; most templates have none); one with reasoning, tool calls or parts
-is rendered by the template (`pipeline.message`).
+is rendered by the template (`pipeline.continuation.message`).
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.errors import Rejected, excerpt_of
-from pipeline.marks import MODEL_MARKS, foreign_pattern, has_stray_think_mark
-from pipeline.message import ReadMessage, RenderedMessage, read_message, render_message
-from pipeline.server import ChatRequest, Dialect, Message
-from pipeline.template import ChatTemplates
-from pipeline.think import (
+from pipeline.continuation.marks import MODEL_MARKS, foreign_pattern, has_stray_think_mark
+from pipeline.continuation.message import ReadMessage, RenderedMessage, read_message, render_message
+from pipeline.continuation.think import (
     DEFAULT_PAIR,
     drop_supplied,
     has_stray_mark,
     read_think_state,
     spell_closing,
 )
-from pipeline.turn_facts import TurnFacts
+from pipeline.errors import Rejected, excerpt_of
+from pipeline.server import ChatRequest, Dialect, Message
+from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.turn_facts import TurnFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,20 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+from pipeline.continuation.marks import THINK_MARKS, control_pattern
+from pipeline.continuation.think import (
+    DEFAULT_PAIR,
+    ThinkState,
+    read_think_state,
+    spell_closing,
+    split_closing,
+    without_empty_block,
+)
 from pipeline.errors import excerpt_of
-from pipeline.marks import THINK_MARKS, control_pattern
-from pipeline.seam import Seam, find_seam
 from pipeline.server import Dialect
-from pipeline.stage import (
+from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.seam import Seam, find_seam
+from pipeline.template.stage import (
     ANSWER,
     ARGUMENT,
     ARGUMENT_FORMS,
@@ -33,16 +42,7 @@ from pipeline.stage import (
     text_before,
     text_between,
 )
-from pipeline.template import ChatTemplates
-from pipeline.think import (
-    DEFAULT_PAIR,
-    ThinkState,
-    read_think_state,
-    spell_closing,
-    split_closing,
-    without_empty_block,
-)
-from pipeline.turn_facts import TurnFacts, closes_frame, find_end
+from pipeline.template.turn_facts import TurnFacts, closes_frame, find_end
 
 # Names by which templates switch thinking off or on; either setting may show the marks they use.
 _THINK_SWITCHES = ({"enable_thinking": False}, {"enable_thinking": True}, {"thinking": True})

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.check.likely_rule import LikelyRules
+from pipeline.check.live_server import LiveServer, Refusal
 from pipeline.config import PrepareConfig, config_from_mapping
-from pipeline.data_sets import expand_data_sets
 from pipeline.decisions import DecisionPoint
 from pipeline.encode import TextEncoder
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples import TrainingExample
 from pipeline.formats import read_example
-from pipeline.likely_rule import LikelyRules
-from pipeline.live_server import LiveServer, Refusal
 from pipeline.rows import RowBuilder
 from pipeline.saved import open_splits, read_manifest
 from pipeline.server import ChatRequest
-from pipeline.source import find_files, parse_line, read_lines
-from pipeline.tables import is_table, open_table
+from pipeline.source.data_sets import expand_data_sets
+from pipeline.source.lines import find_files, parse_line, read_lines
+from pipeline.source.tables import is_table, open_table
 
 _REQUESTS_AT_ONCE = 4
 _SHOWN_TOKENS = 10

@@ -1,7 +1,8 @@
 """Inputs that name a data set -> the paths of its files.
 
 A folder that `datasets` saved, or ``hf://datasets/ORG/NAME`` on the Hub. The files are read as they
-are (`pipeline.tables`, `pipeline.source`), never through `datasets`' own readers, which infer types.
+are (`pipeline.source.tables`, `pipeline.source.lines`), never through `datasets`' own readers, which
+infer types.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import UsageError, excerpt_of
-from pipeline.files import FOLDER_SUFFIXES, TABLE_SUFFIXES
+from pipeline.source.files import FOLDER_SUFFIXES, TABLE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 Each row becomes one line of JSON that we write, so everything after it is the same for both. Only
 the columns that some shape reads are read (`pipeline.formats.KNOWN_KEYS`), batch by batch. Nothing
-is given another type: what JSON cannot say exactly is a reject (`pipeline.cells`).
+is given another type: what JSON cannot say exactly is a reject (`pipeline.source.cells`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cells import Decoder, find_decoder, write_json
 from pipeline.errors import Rejected, UnreadableFile, excerpt_of
-from pipeline.files import TABLE_SUFFIXES, SourceFile, hash_file, unreadable
 from pipeline.formats import KNOWN_KEYS
-from pipeline.source import (
+from pipeline.source.cells import Decoder, find_decoder, write_json
+from pipeline.source.files import TABLE_SUFFIXES, SourceFile, hash_file, unreadable
+from pipeline.source.lines import (
     MAX_LINE_BYTES,
     FileRecord,
     LoadedLines,

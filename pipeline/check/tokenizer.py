@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.config import PrepareConfig
 from pipeline.errors import excerpt_of
 from pipeline.rows import RowBuilder
-from pipeline.template_report import Trait, probe_template
+from pipeline.template.report import Trait, probe_template
+from pipeline.template.turn_facts import TurnFacts
 from pipeline.tokenizer_files import read_position_limit, read_stop_ids
-from pipeline.turn_facts import TurnFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.cache_utils import Cache
 
 from pipeline.errors import UsageError
-from pipeline.model_support import ModelInterface, read_interface, refuse_cache
-from pipeline.readonly_cache import ReadOnlyCache
+from pipeline.frozen.model_support import ModelInterface, read_interface, refuse_cache
+from pipeline.frozen.readonly_cache import ReadOnlyCache
 from pipeline.types import IGNORE_LABEL
 
 # Recurrent layers of transformers take a segment of one token for a decoding step, which they do

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.errors import Rejected, UsageError
 from pipeline.formats import FORMATS, recognise_format
-from pipeline.json_lines import parse_line
+from pipeline.source.json_lines import parse_line
 
 _LINES_LOOKED_AT = 100
 

@@ -16,7 +16,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from pipeline.append import (
+from pipeline.config import PrepareConfig
+from pipeline.errors import DataRefused, UsageError
+from pipeline.job.append import (
     EarlierSet,
     drop_replaced,
     extend_seal,
@@ -25,18 +27,16 @@ from pipeline.append import (
     read_tables,
     write_examples,
 )
-from pipeline.config import PrepareConfig
-from pipeline.counts import COUNTED, count_rows, write_rejects
-from pipeline.duplicates import Entry, find_duplicates
-from pipeline.errors import DataRefused, UsageError
-from pipeline.line_formats import name_formats
-from pipeline.publish import MANIFEST, Target
-from pipeline.row_map import ENTRY_SCHEMA, LINE_DIGEST, REJECT, ROW_DIGEST, SPLIT, RowMapper
+from pipeline.job.counts import COUNTED, count_rows, write_rejects
+from pipeline.job.duplicates import Entry, find_duplicates
+from pipeline.job.publish import MANIFEST, Target
+from pipeline.job.row_map import ENTRY_SCHEMA, LINE_DIGEST, REJECT, ROW_DIGEST, SPLIT, RowMapper
 from pipeline.row_table import sum_digests
 from pipeline.rows import RowBuilder
 from pipeline.seal import complete_seal, hash_file_bytes
-from pipeline.source import SourceFile
-from pipeline.tables import load_table_lines
+from pipeline.source.line_formats import name_formats
+from pipeline.source.lines import SourceFile
+from pipeline.source.tables import load_table_lines
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, Reject, feature_of
 from pipeline.view.card import write_card
 
@@ -51,7 +51,7 @@ def build_set(
 ) -> dict[str, Any]:
     """Build and publish the set of ``files`` at ``target``; return its manifest.
 
-    Raises what `pipeline.job.prepare` raises; ``target`` is then as it was.
+    Raises what `pipeline.job.prepare.prepare` raises; ``target`` is then as it was.
     """
     builder = RowBuilder(config)
     loaded = load_table_lines(files, target.work / "lines.arrow")

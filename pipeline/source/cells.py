@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 import pyarrow as pa
 
 from pipeline.errors import Rejected
-from pipeline.json_lines import parse_value
+from pipeline.source.json_lines import parse_value
 
 Decoder = Callable[[Any], Any]
 """Turns a Python value of an Arrow type into JSON's; never called with None."""

@@ -14,8 +14,8 @@ from typing import Any, cast
 import datasets
 import pyarrow as pa
 
-from pipeline.duplicates import reject_replaced
 from pipeline.errors import SealMismatch, UsageError
+from pipeline.job.duplicates import reject_replaced
 from pipeline.row_table import digest_rows, sum_digests
 from pipeline.saved import load, read_manifest
 from pipeline.seal import hash_seal

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pipeline.errors import Rejected
 from pipeline.server import ChatRequest, Dialect, Message
-from pipeline.template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplates
 
 # Whole sentences that no template says itself, and that survive trimming.
 SYSTEM: Final = "Zebras obey the system."

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from pipeline.continuation.think import DEFAULT_PAIR, read_think_state
 from pipeline.errors import Rejected, excerpt_of
-from pipeline.seam import Seam, common_length, find_seam
 from pipeline.server import ChatRequest, Dialect, Message
-from pipeline.template import ChatTemplates
-from pipeline.think import DEFAULT_PAIR, read_think_state
-from pipeline.turn_facts import TurnFacts, find_end
+from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.seam import Seam, common_length, find_seam
+from pipeline.template.turn_facts import TurnFacts, find_end
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # An answer that no context says, to see where the context ends in a rendering.

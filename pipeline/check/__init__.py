@@ -1,0 +1,1 @@
+"""What a tokenizer, a template and a running server do."""

@@ -1,0 +1,1 @@
+"""What the model must emit after a prompt: text, messages, think blocks, sampled ids."""

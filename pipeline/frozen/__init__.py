@@ -1,0 +1,1 @@
+"""The context-frozen forward and backward for a transformers model."""

@@ -1,0 +1,1 @@
+"""The whole job: prepare, map, count, seal, publish, append."""

@@ -1,0 +1,1 @@
+"""The chat template: resolved, rendered, and probed for what it does."""

@@ -29,8 +29,9 @@ PLACEHOLDERS = {*SPECIAL_TOKENS.values(), *MORE_VARIABLES["additional_special_to
 
 PREFACE = """# End of turn, by chat template
 
-Written by `python -m scripts.table_of_turns FOLDER` from renders alone (`pipeline/template/probe.py`), without
-a tokenizer: a control token is known by its shape, and there are no stop ids to check against. With a
+Written by `python -m scripts.table_of_turns FOLDER` from renders alone
+(`pipeline/template/probe.py`), without a tokenizer: a control token is known by its shape, and
+there are no stop ids to check against. With a
 tokenizer its added tokens decide, and the stop ids of `generation_config.json` where there are any.
 `eos_token` is what the tokenizer names so.
 

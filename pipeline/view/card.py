@@ -37,6 +37,7 @@ continuation = row["input_ids"][row["context_len"] :]
 |---|---|
 | `train/` | the rows, an Arrow data set |
 | `manifest.json` | counts, settings, the content digest, and the seal: all that determined the tokens |
+| `examples.sha256` | which examples are in the set: the sha256 of each line, and its id |
 | `rejects.jsonl` | input lines that could not become rows: file, line, id, code, reason, excerpt |
 
 | column | what it is |

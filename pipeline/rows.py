@@ -296,9 +296,8 @@ class RowBuilder:
 
     def _end_ids(self, facts: TurnFacts) -> frozenset[int]:
         """Return the ids at which a turn can end: learnt, named by the settings, or the model's."""
-        named = {*facts.ends, self._settings.end_of_turn}
-        ids = {id_ for text, id_ in self.encoder.added_tokens.items() if text in named}
-        return self._stop_ids | ids
+        named = map(self.encoder.token_id, (*facts.ends, self._settings.end_of_turn))
+        return self._stop_ids.union(id_ for id_ in named if id_ is not None)
 
     def _bos_flags(self, context_ids: Ids) -> tuple[str, ...]:
         bos_id = self.encoder.bos_id

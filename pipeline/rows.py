@@ -94,6 +94,11 @@ class RowBuilder:
         self._facts_by_request: dict[str, TurnFacts] = {}
 
     @cached_property
+    def stop_tokens(self) -> list[str]:
+        """Texts of the tokens at which the server stops, from ``generation_config.json``."""
+        return [text for text, id_ in self.encoder.added_tokens.items() if id_ in self._stop_ids]
+
+    @cached_property
     def _position_limit(self) -> int | None:
         return read_position_limit(self.encoder.folder)
 
@@ -312,15 +317,12 @@ class RowBuilder:
         """Return what the template does with a turn under ``kwargs``, probed once for each."""
         key = json.dumps([has_tools, kwargs], sort_keys=True)
         if key not in self._facts_by_request:
-            stops = [
-                text for text, id_ in self.encoder.added_tokens.items() if id_ in self._stop_ids
-            ]
             self._facts_by_request[key] = probe_turns(
                 self.dialect,
                 self.templates,
                 kwargs,
                 self._control_tokens,
-                stops,
+                self.stop_tokens,
                 has_tools=has_tools,
             )
         return self._facts_by_request[key]

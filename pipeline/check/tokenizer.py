@@ -11,7 +11,7 @@ from pipeline.errors import excerpt_of
 from pipeline.rows import RowBuilder
 from pipeline.template.report import Trait, probe_template
 from pipeline.template.turn_facts import TurnFacts
-from pipeline.tokenizer_files import read_position_limit, read_stop_ids
+from pipeline.tokenizer_files import read_position_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,16 @@ def check_tokenizer_and_template(config: PrepareConfig) -> TokenizerCheck:
     Raises `UsageError` where there is no such tokenizer or template.
     """
     builder = RowBuilder(config)
-    stop_ids = read_stop_ids(builder.encoder.folder)
-    stops = [text for text, id_ in builder.encoder.added_tokens.items() if id_ in stop_ids]
     report = probe_template(
         builder.dialect,
         builder.templates,
         config.chat_template_kwargs,
         frozenset(builder.encoder.added_tokens),
-        stops,
+        builder.stop_tokens,
     )
     server = " ".join(part for part in (builder.dialect.name, builder.dialect.version) if part)
     traits = (
-        *_tokenizer_traits(builder, stops),
+        *_tokenizer_traits(builder, builder.stop_tokens),
         *report.traits.values(),
         *_turn_traits(report.turns),
     )

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.encode import Ids
+from pipeline.encode import EncodedBatch, Ids
 from pipeline.errors import Rejected
 from pipeline.server import Message
 from pipeline.turns import EncodeMessages, KeptTurns, cut_inside, drop_turns, measure_ends
@@ -44,9 +46,13 @@ class LengthPolicy:
         room = self.max_len - min(self.min_context, context_len)
         return room if self.max_continuation is None else min(room, self.max_continuation)
 
+    def takes(self, context_len: int, continuation_len: int) -> bool:
+        """Say whether a context and a continuation of this many tokens fit as they are."""
+        fits = 0 < context_len <= self.max_len - continuation_len
+        return fits and (self.max_continuation is None or continuation_len <= self.max_continuation)
 
-@dataclass(frozen=True, slots=True)
-class FittedContext:
+
+class FittedContext(NamedTuple):
     """A context that fits: its ids, the tokens removed from it, and the flags that say so."""
 
     ids: Ids
@@ -55,8 +61,15 @@ class FittedContext:
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BoundedRow:
+class FittedRow(NamedTuple):
+    """A context and a continuation that fit together, and the flags of both but the cut's."""
+
+    context: FittedContext
+    continuation_ids: Ids
+    flags: tuple[str, ...]
+
+
+class BoundedRow(NamedTuple):
     """One row of tokens: ``input_ids`` int32 [total_len], of which ``context_len`` are context."""
 
     input_ids: Ids
@@ -82,6 +95,21 @@ def hash_context(context_ids: Ids) -> str:
     Rows with equal hashes have equal contexts, which a trainer may run once.
     """
     return hashlib.sha256(context_ids.astype("<i4", copy=False).tobytes()).hexdigest()[:32]
+
+
+def close_continuations(batch: EncodedBatch, end_ids: Sequence[int | None]) -> list[Ids]:
+    """Return the ids of each text, the one token that ends its turn behind them where it has one.
+
+    >>> batch = EncodedBatch(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
+    >>> [ids.tolist() for ids in close_continuations(batch, [9, None])]
+    [[5, 6, 9], [7]]
+    """
+    has_end = np.array([id_ is not None for id_ in end_ids], np.bool_)
+    ends = np.array([id_ for id_ in end_ids if id_ is not None], np.int32)
+    flat = np.insert(batch.flat, batch.offsets[1:][has_end], ends)
+    offsets = batch.offsets.copy()
+    offsets[1:] += np.cumsum(has_end)
+    return [flat[start:end] for start, end in pairwise(offsets.tolist())]
 
 
 def fit_continuation(
@@ -188,12 +216,30 @@ def cut_left(context_ids: Ids, room: int, bos_id: int | None) -> Ids:
     return context_ids[len(context_ids) - room :]
 
 
-def join_row(context: FittedContext, continuation_ids: Ids, flags: tuple[str, ...]) -> BoundedRow:
-    """Return the row of a fitted context and its continuation, flags sorted and said once."""
-    return BoundedRow(
-        input_ids=np.concatenate([context.ids, continuation_ids]),
-        context_len=len(context.ids),
-        dropped_tokens=context.dropped_tokens,
-        dropped_messages=context.dropped_messages,
-        flags=tuple(sorted({*flags, *context.flags})),
+def join_rows(fitted: Sequence[FittedRow]) -> list[BoundedRow]:
+    """Return the rows of contexts and continuations, flags sorted and said once.
+
+    The ids of all rows are slices of one array.
+    """
+    if not fitted:
+        return []
+    flat = np.concatenate(
+        [ids for row in fitted for ids in (row.context.ids, row.continuation_ids)]
     )
+    rows: list[BoundedRow] = []
+    start = 0
+    for context, continuation_ids, flags in fitted:
+        context_len = len(context.ids)
+        end = start + context_len + len(continuation_ids)
+        flags += context.flags
+        rows.append(
+            BoundedRow(
+                flat[start:end],
+                context_len,
+                context.dropped_tokens,
+                context.dropped_messages,
+                tuple(sorted({*flags})) if flags else (),
+            )
+        )
+        start = end
+    return rows

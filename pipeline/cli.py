@@ -13,36 +13,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import tyro
 
 from pipeline.config import config_from_mapping, nearest_known
 from pipeline.errors import ContextFrozenError, UsageError, escape_controls
 from pipeline.flags import parse_config, parse_options
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectOptions:
-    """Settings of ``context-frozen inspect``."""
-
-    set: tyro.conf.Positional[str]
-    """Folder of a saved set."""
-
-    row: int | None = None
-    """Row to show, counted from 0."""
-
-    id: str | None = None
-    """Show the rows of the example with this id."""
-
-    rows: int = 3
-    """Number of rows to show where neither row nor id is given."""
-
-    split: str = "train"
-    """Split to look into."""
-
-    tokenizer: str | None = None
-    """Tokenizer to decode with; by default the one that the set was made with."""
+from pipeline.seeing import (
+    DiffOptions,
+    InspectOptions,
+    ReportOptions,
+    show_differences,
+    show_report,
+    show_rows,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,24 +75,21 @@ class CheckOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Settings of ``context-frozen report``."""
+class CleanOptions:
+    """Settings of ``context-frozen clean``."""
 
-    set: tyro.conf.Positional[str]
-    """Folder of a saved set."""
+    folder: tyro.conf.Positional[str] = "."
+    """Folder that holds sets, searched to any depth."""
 
-    max_lens: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)
-    """Values of max_len whose cost is shown."""
-
-    json: bool = False
-    """Print the figures as JSON."""
+    dry_run: bool = False
+    """Say what would be removed, and remove nothing."""
 
 
 def run_prepare(args: Sequence[str]) -> int:
     """Run ``prepare``: the job, then one line that says what was made and where."""
     as_json = "--json" in args
     config = parse_config([arg for arg in args if arg != "--json"])
-    _quiet_libraries()
+    _prepare_libraries(may_need_torch=config.trust_remote_code)
     from pipeline.job.prepare import prepare
 
     prepared = prepare(config)
@@ -135,17 +118,14 @@ def run_prepare(args: Sequence[str]) -> int:
 def run_inspect(args: Sequence[str]) -> int:
     """Run ``inspect``: rows as coloured tokens, the boundary marked."""
     options = parse_options(InspectOptions, args, "inspect")
-    _quiet_libraries()
-    from pipeline.view.tokens import print_rows
-
-    print_rows(options.set, options.split, options.row, options.id, options.rows, options.tokenizer)
-    return 0
+    _prepare_libraries()
+    return show_rows(options)
 
 
 def run_verify(args: Sequence[str]) -> int:
     """Run ``verify``: exit code 0 where the set is what its manifest says, 1 where it is not."""
     options = parse_options(VerifyOptions, args, "verify")
-    _quiet_libraries()
+    _prepare_libraries()
     from pipeline.saved import verify
 
     findings = verify(options.set, tokenizer=options.tokenizer)
@@ -170,7 +150,7 @@ def run_verify(args: Sequence[str]) -> int:
 def run_check(args: Sequence[str]) -> int:
     """Run ``check``: a table of what the tokenizer and its template do."""
     options = parse_options(CheckOptions, args, "check")
-    _quiet_libraries()
+    _prepare_libraries()
     from pipeline.check.tokenizer import check_tokenizer_and_template
     from pipeline.view.table import print_check
 
@@ -185,17 +165,30 @@ def run_check(args: Sequence[str]) -> int:
 
 
 def run_report(args: Sequence[str]) -> int:
-    """Run ``report``: how long the rows are, and what each ``max_len`` would cost."""
+    """Run ``report``: how long the rows are, what each ``max_len`` would cost, and the page."""
     options = parse_options(ReportOptions, args, "report")
-    _quiet_libraries()
-    from pipeline.length_report import measure_set
-    from pipeline.view.lengths import print_lengths
+    _prepare_libraries()
+    return show_report(options)
 
-    report = measure_set(options.set, options.max_lens)
-    if options.json:
-        print(json.dumps({"set": options.set, **report.to_dict()}, ensure_ascii=False))
-    else:
-        print_lengths(options.set, report)
+
+def run_diff(args: Sequence[str]) -> int:
+    """Run ``diff``: exit code 0 where two sets have the same rows, 1 where they have not."""
+    options = parse_options(DiffOptions, args, "diff")
+    _prepare_libraries()
+    return show_differences(options)
+
+
+def run_clean(args: Sequence[str]) -> int:
+    """Run ``clean``: remove what killed jobs left beside their sets."""
+    options = parse_options(CleanOptions, args, "clean")
+    from pipeline.job.clean import find_leftovers, remove_leftovers
+
+    find = find_leftovers if options.dry_run else remove_leftovers
+    leftovers = list(find(Path(options.folder)))
+    for leftover in leftovers:
+        print(f"{leftover.path}: {leftover.bytes} bytes")
+    done = "would be removed" if options.dry_run else "removed"
+    print(f"{len(leftovers)} folders, {sum(each.bytes for each in leftovers)} bytes {done}")
     return 0
 
 
@@ -212,7 +205,9 @@ VERBS = {
     "inspect": Verb(run_inspect, "show rows as coloured tokens with the boundary"),
     "check": Verb(run_check, "say what a tokenizer and its template do"),
     "verify": Verb(run_verify, "check a saved set: digest, invariants, seal"),
-    "report": Verb(run_report, "say how long the rows are and what each max_len would cost"),
+    "report": Verb(run_report, "say what a set holds: lengths, costs, and with --html all of it"),
+    "diff": Verb(run_diff, "say what differs between two builds of a set"),
+    "clean": Verb(run_clean, "remove what killed jobs left beside their sets"),
 }
 
 
@@ -236,7 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("context-frozen: stopped; the output is as it was before", file=sys.stderr)
+        print(
+            "context-frozen: stopped; the output is as it was before; a new run goes on from here",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -248,8 +246,26 @@ def _usage() -> str:
     )
 
 
-def _quiet_libraries() -> None:
-    """Keep the libraries' bars and advice off a log file; warnings of ours stay."""
+_owns_process = False
+"""True where this process does nothing but the command."""
+
+
+def run_command() -> int:
+    """Run the command of this process and return its exit code: the console script."""
+    global _owns_process
+    _owns_process = True
+    return main()
+
+
+def _prepare_libraries(*, may_need_torch: bool = False) -> None:
+    """Keep the libraries' bars and advice off a log file; warnings of ours stay.
+
+    No verb computes with torch, which transformers would import for a second and 190 MB of memory;
+    only code that comes with a tokenizer may want it.
+    """
+    if _owns_process and not may_need_torch:
+        sys.modules.setdefault("torch", cast("Any", None))
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -257,4 +273,4 @@ def _quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command())

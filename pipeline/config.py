@@ -110,6 +110,10 @@ class PrepareConfig:
     control_tokens: Literal["flag", "reject"] = _sealed("flag")
     """A control token in the text of a user, system or tool message."""
 
+    encoder: Literal["auto", "tokenizers", "fastokens"] = _unsealed("auto")
+    """Library that encodes: auto takes fastokens where it is checked to give the tokenizer's own ids,
+    and tokenizers elsewhere."""
+
     columns: Literal["full", "train"] = _sealed("full")
     """Columns to save: full, or train for the numeric ones alone (LLaMA-Factory needs these)."""
 
@@ -126,6 +130,9 @@ class PrepareConfig:
 
     batch_size: int = _unsealed(256)
     """Examples per batch of the map."""
+
+    report: bool = _unsealed(True)
+    """Write report.html into the set: its figures and some rows, as one page."""
 
     overwrite: bool = _unsealed(False)
     """Replace what stands at the output even where it is not a data set of ours."""

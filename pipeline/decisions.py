@@ -7,8 +7,8 @@ rendered and encoded once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 from pipeline.examples import TrainingExample
@@ -47,7 +47,7 @@ def find_decision_points(
     ...     {"id": "x", "messages": talk * 2}), "all")]
     [1, 3]
     """
-    given = list(_given_points(example, keep_rejected=keep_rejected))
+    given = _given_points(example, keep_rejected=keep_rejected)
     if decisions == "given" or example.messages is None:
         return given
     by_place = {
@@ -70,21 +70,17 @@ def assign_split(conversation: str, validation_fraction: float) -> str:
     return "validation" if share < validation_fraction else "train"
 
 
-def _given_points(example: TrainingExample, *, keep_rejected: bool) -> Iterator[DecisionPoint]:
-    preference = "" if example.rejected is None else "chosen"
+def _given_points(example: TrainingExample, *, keep_rejected: bool) -> list[DecisionPoint]:
+    place, preference = example.decision_idx, "" if example.rejected is None else "chosen"
     continuations = example.continuations or [example.continuation]
     sampled = example.continuations_ids or [example.continuation_ids]
-    for place, continuation in enumerate(continuations):
-        ids = sampled[place] if place < len(sampled) else None
-        yield DecisionPoint(
-            example,
-            example.decision_idx,
-            continuation,
-            None if ids is None else tuple(ids),
-            preference,
-        )
+    points: list[DecisionPoint] = []
+    for continuation, ids in zip_longest(continuations, sampled[: len(continuations)]):
+        own_ids = None if ids is None else tuple(ids)
+        points.append(DecisionPoint(example, place, continuation, own_ids, preference))
     if example.rejected is not None and keep_rejected:
-        yield DecisionPoint(example, example.decision_idx, example.rejected, None, "rejected")
+        points.append(DecisionPoint(example, place, example.rejected, None, "rejected"))
+    return points
 
 
 def _is_decision(example: TrainingExample, index: int) -> bool:

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import transformers
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pipeline.checked_encoder import CheckedEncoder, EncoderChoice
+from pipeline.encoded_batch import EncodedBatch, Ids, join_rows
 from pipeline.errors import UsageError, excerpt_of
+from pipeline.fast_encoder import copy_backend, use_one_thread
+from pipeline.quick_decode import ByteTable, make_byte_table
+from pipeline.text_pieces import PieceEncoder, find_cut_tokens
 from pipeline.tokenizer_files import find_tokenizer_folder
 
-Ids = NDArray[np.int32]
+__all__ = ["EncodedBatch", "Ids", "TextEncoder"]
 
 # Texts that a first-position rule would change: letters, spaces, newlines, digits, other scripts.
 _ANCHOR_PROBES = (
@@ -45,23 +48,6 @@ _ANCHOR_PROBES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedBatch:
-    """Ids of a batch of texts in one block: text ``i`` is ``flat[offsets[i]:offsets[i + 1]]``.
-
-    ``flat`` is int32 [tokens of all texts], ``offsets`` is int64 [texts + 1].
-    """
-
-    flat: Ids
-    offsets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> Ids:
-        return self.flat[self.offsets[index] : self.offsets[index + 1]]
-
-
 class TextEncoder:
     """The tokenizer of a served model, as transformers loads it (which is what vLLM loads).
 
@@ -70,7 +56,19 @@ class TextEncoder:
     'Hello'
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path | None,
+        encoder: EncoderChoice = "tokenizers",
+        *,
+        is_shared: bool = True,
+    ) -> None:
+        """Take over ``tokenizer``, loaded from ``folder`` where it came from one.
+
+        ``encoder``: `CheckedEncoder` says what each choice means. ``is_shared`` is False where nobody
+        else holds the tokenizer: it is then not copied (0.3 s for 150,000 tokens).
+        """
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise UsageError(
@@ -80,14 +78,15 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.folder = folder
         # A copy, so that padding or truncation set by somebody else cannot reach our ids.
-        self._backend = Tokenizer.from_str(backend.to_str())
+        self._backend = copy_backend(backend) if is_shared else backend
         self._backend.no_padding()
         self._backend.no_truncation()
-        # Not part of the backend's JSON: a tokenizer that splits special tokens reads them as text.
-        self._backend.encode_special_tokens = backend.encode_special_tokens
+        self._encoder = CheckedEncoder(self._backend, encoder)
 
     @classmethod
-    def from_path(cls, path: str, *, trust_remote_code: bool = False) -> TextEncoder:
+    def from_path(
+        cls, path: str, *, trust_remote_code: bool = False, encoder: EncoderChoice = "tokenizers"
+    ) -> TextEncoder:
         """Return the encoder of a tokenizer folder or Hub name.
 
         Raises `UsageError` where there is none, or where it cannot be loaded.
@@ -97,12 +96,34 @@ class TextEncoder:
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        except Exception as error:  # `tokenizers` raises nothing more precise for a torn file.
             raise UsageError(
                 f"tokenizer: {path}: {error}; expected a folder that AutoTokenizer "
                 f"of transformers {transformers.__version__} loads"
             ) from error
-        return cls(tokenizer, folder)
+        return cls(tokenizer, folder, encoder, is_shared=False)
+
+    @property
+    def encoder_name(self) -> str:
+        """What makes the ids now: ``fastokens`` or ``tokenizers``."""
+        return self._encoder.name
+
+    @property
+    def encoder_checks(self) -> dict[str, Any]:
+        """The encoder in use for the seal: name, version, what it was checked on or why it is used."""
+        return self._encoder.checks
+
+    def settle(self, texts: Iterable[str]) -> None:
+        """Compare the encoder in use with `tokenizers` on the first texts of a job, up to 200.
+
+        One difference, and `tokenizers` encodes from then on; where fastokens was asked for by
+        name it raises `UsageError`.
+        """
+        self._encoder.settle(texts)
+
+    def use_one_thread(self) -> None:
+        """Encode on the calling thread alone from now on, as a forked worker must."""
+        use_one_thread()
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -138,8 +159,8 @@ class TextEncoder:
     @cached_property
     def adds_bos(self) -> bool:
         """True where encoding with special tokens puts the BOS in front."""
-        ids = self._backend.encode("x", add_special_tokens=True).ids
-        return self.bos_id is not None and ids[:1] == [self.bos_id]
+        ids = self.encode(["x"], add_special_tokens=True)[0]
+        return self.bos_id is not None and ids[:1].tolist() == [self.bos_id]
 
     def _special_id(self, name: str) -> int | None:
         text = getattr(self.tokenizer, name, None)
@@ -151,10 +172,20 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> EncodedBatch:
         """Return the ids of each text."""
-        encodings = self._backend.encode_batch_fast(
-            list(texts), add_special_tokens=add_special_tokens
-        )
-        return _join_ids([encoding.ids for encoding in encodings])
+        return self._encoder.encode(texts, add_special_tokens=add_special_tokens)
+
+    def encode_contexts(self, texts: Sequence[str]) -> EncodedBatch:
+        """Return the ids of each text, the same as `encode` gives, sharing the work.
+
+        What texts of this batch or of late ones have in common from their beginning is encoded once,
+        where the tokenizer allows it: the cost grows with a conversation, not with its length times
+        its decision points.
+        """
+        return self._pieces.encode(texts)
+
+    @cached_property
+    def _pieces(self) -> PieceEncoder:
+        return PieceEncoder(find_cut_tokens(self._backend), self.encode)
 
     @property
     def continuation_way(self) -> str:
@@ -172,10 +203,18 @@ class TextEncoder:
 
     def decode_after_context(self, batch: EncodedBatch) -> list[str]:
         """Return the text of each row of ids as it reads after a context."""
+        table = self._byte_table
+        if table is not None and table.covers(batch):
+            # Byte-level tokens decode alike after any text.
+            return table.decode(batch)
         anchor_ids, anchor_text = self._anchor
         sequences = [[*anchor_ids, *batch[i].tolist()] for i in range(len(batch))]
         decoded = self._backend.decode_batch(sequences, skip_special_tokens=False)
         return [text.removeprefix(anchor_text) for text in decoded]
+
+    @cached_property
+    def _byte_table(self) -> ByteTable | None:
+        return make_byte_table(self._backend)
 
     def normalise(self, text: str) -> str:
         """Return ``text`` as the tokenizer's normaliser changes it before encoding (NFC, for one)."""
@@ -216,7 +255,7 @@ class TextEncoder:
     def _encode_after_token(self, texts: Sequence[str]) -> EncodedBatch:
         anchor_ids, anchor_text = self._anchor
         batch = self.encode([anchor_text + text for text in texts])
-        return _join_ids([batch[i][len(anchor_ids) :] for i in range(len(batch))])
+        return join_rows([batch[i][len(anchor_ids) :] for i in range(len(batch))])
 
     def _encode_after_newline(self, texts: Sequence[str]) -> EncodedBatch:
         """Encode each run of ordinary text after a newline: for a prefix space after every token."""
@@ -233,7 +272,7 @@ class TextEncoder:
                 for run in text
             ]
             rows.append(np.concatenate(parts) if parts else np.empty(0, np.int32))
-        return _join_ids(rows)
+        return join_rows(rows)
 
     def _split_at_added_tokens(self, text: str) -> list[str]:
         return [run for run in self._added_token_pattern.split(text) if run]
@@ -250,12 +289,3 @@ class TextEncoder:
 
 def _rows_of(batch: EncodedBatch) -> list[Ids]:
     return [batch[i] for i in range(len(batch))]
-
-
-def _join_ids(rows: Sequence[Sequence[int] | Ids]) -> EncodedBatch:
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    flat = np.empty(int(offsets[-1]), np.int32)
-    for row, start, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
-        flat[start:end] = row
-    return EncodedBatch(flat, offsets)

@@ -86,6 +86,10 @@ class DataRefused(ContextFrozenError, ValueError):
     """More lines were rejected than ``max_reject_rate`` allows; nothing was published."""
 
 
+class WorkerFailed(ContextFrozenError, RuntimeError):
+    """A worker process died or fell silent; the message names its shard and the last line read."""
+
+
 class SealMismatch(ContextFrozenError, ValueError):
     """A saved set is not what its manifest, or the caller's tokenizer or template, says.
 

@@ -182,7 +182,8 @@ def load_examples(path: str | Path) -> list[TrainingExample]:
 
     Raises `DataRefused` at the first line that is not an example, with its file and line.
     """
-    from pipeline.source.lines import find_files, read_lines
+    from pipeline.source.files import find_files
+    from pipeline.source.lines import read_lines
 
     examples: list[TrainingExample] = []
     for file in find_files(str(path)):

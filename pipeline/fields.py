@@ -62,14 +62,16 @@ def read_messages(value: Any, name: str) -> list[Message]:
     if not isinstance(value, list):
         raise Rejected("wrong_type", f"{name}: expected a list of messages", value)
     messages: list[Message] = []
-    for index, message in enumerate(cast("list[Any]", value)):
+    listed: list[Any] = value
+    for index, message in enumerate(listed):
         if not isinstance(message, dict):
             raise Rejected("wrong_type", f"{name}[{index}]: expected a message object", message)
-        if cast("Message", message).get("content") == []:
+        fields: Message = message
+        if fields.get("content") == []:
             # A server renders it as nothing; in a log it is a lost content.
             reason = "an empty list; expected text, parts, or null beside tool calls"
             raise Rejected("wrong_type", f"{name}[{index}].content: {reason}")
-        messages.append(drop_message_nulls(cast("Message", message)))
+        messages.append(drop_message_nulls(fields))
     if not messages:
         raise Rejected("empty_context", f"{name}: the list is empty; expected at least one message")
     return messages
@@ -80,6 +82,8 @@ def split_weights(messages: list[Message], name: str) -> tuple[list[Message], li
 
     OpenAI's fine-tuning guide: an assistant message of weight 0 is context, never trained.
     """
+    if not any("weight" in message for message in messages):
+        return messages, None
     weights = [1.0] * len(messages)
     for index, message in enumerate(messages):
         weight = message.get("weight", 1)
@@ -126,7 +130,7 @@ def read_token_ids(value: Any, name: str) -> list[int]:
 
 def read_memories(value: Any) -> list[str]:
     """Return the memories; one text is a list of one."""
-    if value is None:
+    if value is None or value == []:
         return []
     if isinstance(value, str):
         return [value]

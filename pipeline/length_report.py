@@ -7,7 +7,6 @@ tokens were never saved), and what was cut off a continuation.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.saved import open_splits, read_manifest
+from pipeline.types import ROW_SCHEMA
 
 Lengths = NDArray[np.int64]
 
@@ -90,12 +90,13 @@ def measure_table(rows: pa.Table, max_lens: Sequence[int]) -> LengthReport:
         for name in ("context_len", "total_len", "dropped_tokens")
     )
     continuation = total - context
-    hashes: list[str] | None = None
-    flags: Counter[str] = Counter()
+    sharing: NDArray[np.int64] | None = None
+    flags: dict[str, int] = {}
     if "context_hash" in rows.column_names:
-        hashes = rows.column("context_hash").to_pylist()
-        flags.update(flag for row in rows.column("flags").to_pylist() for flag in row)
-    sharing = None if hashes is None else Counter(hashes)
+        sharing = np.asarray(rows.column("context_hash").value_counts().field("counts"))
+        lists = rows.column("flags").cast(ROW_SCHEMA.field("flags").type)
+        found = lists.combine_chunks().flatten().value_counts()
+        flags = {str(each["values"]): each["counts"].as_py() for each in found}
     return LengthReport(
         rows=rows.num_rows,
         already_shortened=int(np.count_nonzero(dropped)),
@@ -106,8 +107,10 @@ def measure_table(rows: pa.Table, max_lens: Sequence[int]) -> LengthReport:
             _price(max_len, total + dropped, continuation) for max_len in sorted(set(max_lens))
         ),
         contexts=None if sharing is None else len(sharing),
-        shared_contexts=None if sharing is None else sum(n > 1 for n in sharing.values()),
-        rows_per_context=rows.num_rows / len(sharing) if sharing else None,
+        shared_contexts=None if sharing is None else int(np.count_nonzero(sharing > 1)),
+        rows_per_context=rows.num_rows / len(sharing)
+        if sharing is not None and len(sharing)
+        else None,
         flags=dict(sorted(flags.items())),
     )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,8 @@ from pipeline.boundary import BoundedRow
 from pipeline.types import IGNORE_LABEL, NUMERIC_COLUMNS, ROW_SCHEMA, TOKEN_COLUMNS
 
 DIGEST_MODULUS = 1 << 256
+_SIZE: Final = struct.Struct("<q")
+_NO_IDS: Final = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +37,20 @@ class Provenance:
 
 def build_table(rows: Sequence[BoundedRow], provenance: Sequence[Provenance]) -> pa.Table:
     """Return the rows as a table of `ROW_SCHEMA`, token columns made from flat buffers."""
-    lengths = np.array([row.total_len for row in rows], np.int64)
-    contexts = np.array([row.context_len for row in rows], np.int64)
-    offsets = np.zeros(len(rows) + 1, np.int64)
+    lengths = np.array([row.total_len for row in rows], np.int32)
+    offsets = np.zeros(len(rows) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    flat = (
-        np.concatenate([row.input_ids for row in rows]) if rows else np.empty(0, np.int32)
-    ).astype(np.int32, copy=False)
-    # Position of each token in its own row, so that labels come from lengths and from nothing else.
-    position = np.arange(len(flat)) - np.repeat(offsets[:-1], lengths)
-    labels = np.where(position < np.repeat(contexts, lengths), np.int32(IGNORE_LABEL), flat)
-    columns: dict[str, pa.Array | Sequence[object]] = {
-        "input_ids": _list_array(offsets, flat),
-        "labels": _list_array(offsets, labels),
-        "attention_mask": _list_array(offsets, np.ones(len(flat), np.int8)),
-        "context_len": contexts.astype(np.int32),
-        "total_len": lengths.astype(np.int32),
+    flat = np.concatenate([_NO_IDS, *(row.input_ids for row in rows)])
+    # Labels come from lengths and from nothing else.
+    labels = flat.copy()
+    for row, start in zip(rows, offsets.tolist(), strict=False):
+        labels[start : start + row.context_len] = IGNORE_LABEL
+    columns: dict[str, Any] = {
+        "input_ids": pa.ListArray.from_arrays(offsets, flat),
+        "labels": pa.ListArray.from_arrays(offsets, labels),
+        "attention_mask": pa.ListArray.from_arrays(offsets, np.ones(len(flat), np.int8)),
+        "context_len": [row.context_len for row in rows],
+        "total_len": lengths,
         "context_hash": [row.context_hash for row in rows],
         "dropped_tokens": [row.dropped_tokens for row in rows],
         "dropped_messages": [row.dropped_messages for row in rows],
@@ -76,25 +78,19 @@ def digest_rows(table: pa.Table, splits: Sequence[str]) -> list[bytes]:
     and its little-endian values, each number as int64 (``weight`` as float32), then id and split
     as length and UTF-8. A column that the table lacks (``columns: train``) counts as empty.
     """
-    names = set(table.column_names)
-    tokens = [_split_lists(table, name) for name in TOKEN_COLUMNS]
-    numbers = [
-        np.asarray(table.column(name).to_numpy(), "<f4" if name == "weight" else "<i8")
-        for name in NUMERIC_COLUMNS
-        if name not in TOKEN_COLUMNS
-    ]
-    ids: list[str] = table.column("id").to_pylist() if "id" in names else [""] * table.num_rows
+    tokens = [_pack_lists(*split_lists(table, name)) for name in TOKEN_COLUMNS]
+    has_ids = "id" in table.column_names
+    ids: list[str] = table.column("id").to_pylist() if has_ids else [""] * table.num_rows
+    texts = [_sized(id_) + _sized(split) for id_, split in zip(ids, splits, strict=True)]
     digests: list[bytes] = []
-    for index in range(table.num_rows):
+    for lists, numbers, text in zip(
+        zip(*tokens, strict=True), _pack_numbers(table), texts, strict=True
+    ):
         digest = hashlib.sha256()
-        for values, offsets in tokens:
-            piece = values[offsets[index] : offsets[index + 1]]
-            digest.update(struct.pack("<q", len(piece)))
-            digest.update(piece.tobytes())
-        for values in numbers:
-            digest.update(values[index : index + 1].tobytes())
-        digest.update(_sized(ids[index].encode()))
-        digest.update(_sized(splits[index].encode()))
+        for size, values in lists:
+            digest.update(size)
+            digest.update(values)
+        digest.update(numbers + text)
         digests.append(digest.digest())
     return digests
 
@@ -105,11 +101,7 @@ def sum_digests(digests: Iterable[bytes]) -> str:
     return f"{total:064x}"
 
 
-def _list_array(offsets: NDArray[np.int64], flat: NDArray[np.generic]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat))
-
-
-def _split_lists(table: pa.Table, name: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+def split_lists(table: pa.Table, name: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
     """Return the values and offsets of a list column as one block of little-endian numbers."""
     column = table.column(name).combine_chunks()
     array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
@@ -118,5 +110,30 @@ def _split_lists(table: pa.Table, name: str) -> tuple[NDArray[np.generic], NDArr
     return np.asarray(array.values.to_numpy(zero_copy_only=False), kind), offsets
 
 
-def _sized(text: bytes) -> bytes:
-    return struct.pack("<q", len(text)) + text
+def _pack_lists(
+    values: NDArray[np.generic], offsets: NDArray[np.int64]
+) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield the size and the values of each list as canonical bytes."""
+    packed = values.view(np.uint8).data
+    for start, end in pairwise(offsets.tolist()):
+        yield (
+            _SIZE.pack(end - start),
+            packed[start * values.itemsize : end * values.itemsize],
+        )
+
+
+def _pack_numbers(table: pa.Table) -> Iterator[bytes]:
+    """Yield the numbers of each row as canonical bytes."""
+    names = [name for name in NUMERIC_COLUMNS if name not in TOKEN_COLUMNS]
+    row = np.dtype([(name, "<f4" if name == "weight" else "<i8") for name in names])
+    packed = np.empty(table.num_rows, row)
+    for name in names:
+        packed[name] = table.column(name).to_numpy()
+    content = packed.tobytes()
+    for start in range(0, len(content), row.itemsize):
+        yield content[start : start + row.itemsize]
+
+
+def _sized(text: str) -> bytes:
+    content = text.encode()
+    return _SIZE.pack(len(content)) + content

@@ -7,22 +7,32 @@ A context that several points share is rendered and encoded once.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.boundary import BoundedRow, LengthPolicy, fit_context, fit_continuation, join_row
+from pipeline.boundary import (
+    BoundedRow,
+    FittedContext,
+    FittedRow,
+    LengthPolicy,
+    close_continuations,
+    fit_context,
+    fit_continuation,
+    join_rows,
+)
 from pipeline.config import PrepareConfig
-from pipeline.continuation.emitted import Continuation, ContinuationSettings, build_continuation
+from pipeline.continuation.emitted import ContinuationSettings, build_continuation
 from pipeline.continuation.marks import find_text_flags
 from pipeline.continuation.sampled import check_context_ids, check_continuation_ids
 from pipeline.decisions import DecisionPoint
 from pipeline.encode import Ids, TextEncoder
 from pipeline.errors import Rejected, UsageError, excerpt_of
-from pipeline.server import ChatRequest, Dialect, Message, Rendering, load_dialect
+from pipeline.examples import TrainingExample
+from pipeline.server import ChatRequest, Dialect, Message, Rendering, SharedWork, load_dialect
 from pipeline.template.chat_template import ChatTemplates, resolve_templates
 from pipeline.template.probe import probe_turns
 from pipeline.template.turn_facts import TurnFacts
@@ -31,8 +41,7 @@ from pipeline.tokenizer_files import read_model_type, read_position_limit, read_
 _ContextKey = tuple[int, int | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Context:
+class _Context(NamedTuple):
     """What the server had before a decision point: the request, its prompt, and its ids."""
 
     request: ChatRequest
@@ -42,12 +51,11 @@ class _Context:
     ids: Ids
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What the model must emit: text and end of turn, or the ids that a server sampled."""
+class _Answer(NamedTuple):
+    """What the model must emit: text and the id that ends the turn, or the ids that a server sampled."""
 
     text: str
-    end_of_turn: str | None
+    end_id: int | None
     flags: tuple[str, ...]
     sampled: Ids | None = None
 
@@ -67,7 +75,9 @@ class RowBuilder:
     def __init__(self, config: PrepareConfig) -> None:
         self._config = config
         self.encoder = TextEncoder.from_path(
-            config.tokenizer, trust_remote_code=config.trust_remote_code
+            config.tokenizer,
+            trust_remote_code=config.trust_remote_code,
+            encoder=config.encoder,
         )
         self.templates: ChatTemplates = resolve_templates(
             self.encoder.tokenizer, config.chat_template
@@ -99,8 +109,29 @@ class RowBuilder:
         return [text for text, id_ in self.encoder.added_tokens.items() if id_ in self._stop_ids]
 
     @cached_property
+    def _bos_id(self) -> int | None:
+        return self.encoder.bos_id
+
+    @cached_property
     def _position_limit(self) -> int | None:
         return read_position_limit(self.encoder.folder)
+
+    def settle(self, points: Sequence[DecisionPoint]) -> None:
+        """Learn from a job's first points what holds for all of it, before workers are forked.
+
+        The encoder is checked on their texts, and the template is probed for their kinds of request.
+        """
+        texts = [text for point in points for text in self._texts_of(point)]
+        self.encoder.settle(texts)
+        self.build(points)
+
+    def _texts_of(self, point: DecisionPoint) -> Iterator[str]:
+        try:
+            yield self.render_context(point)[1].text
+        except Rejected:
+            return
+        if isinstance(point.continuation, str):
+            yield point.continuation
 
     def _make_policy(self, max_len: int | None) -> LengthPolicy:
         """Return the length policy, with ``max_len`` never above what the model can take."""
@@ -113,7 +144,7 @@ class RowBuilder:
             overlong_continuation=config.overlong_continuation,
             min_context=config.min_context,
             max_continuation=config.max_continuation,
-            bos_id=self.encoder.bos_id,
+            bos_id=self._bos_id,
         )
 
     def build(
@@ -126,34 +157,36 @@ class RowBuilder:
         policy = self._make_policy(max_len)
         contexts = self._build_contexts(points)
         answers = [self._build_answer(point, contexts[_key_of(point)]) for point in points]
-        texts = [
-            answer.text if isinstance(answer, _Answer) and answer.sampled is None else ""
-            for answer in answers
-        ]
+        texts = [answer.text if isinstance(answer, _Answer) else "" for answer in answers]
+        ends = [answer.end_id if isinstance(answer, _Answer) else None for answer in answers]
         encoded = self.encoder.encode_continuations(texts)
         decoded = self.encoder.decode_after_context(encoded)
-        results: list[BoundedRow | Rejected] = []
-        for place, (point, answer) in enumerate(zip(points, answers, strict=True)):
+        closed = close_continuations(encoded, ends)
+        fitted: list[FittedRow | Rejected] = []
+        for point, answer, ids, text in zip(points, answers, closed, decoded, strict=True):
             context = contexts[_key_of(point)]
             try:
                 if isinstance(answer, Rejected):
                     raise answer
                 assert isinstance(context, _Context), "an answer is built on a context alone"
-                proven = self._prove(answer, encoded[place], decoded[place])
-                results.append(self._bound(context, answer, *proven, policy))
+                fitted.append(self._fit(context, answer, ids, text, policy))
             except Rejected as error:
-                results.append(error)
-        return results
+                fitted.append(error)
+        rows = iter(join_rows([row for row in fitted if isinstance(row, FittedRow)]))
+        return [next(rows) if isinstance(row, FittedRow) else row for row in fitted]
 
-    def render_context(self, point: DecisionPoint) -> tuple[ChatRequest, Rendering]:
+    def render_context(
+        self, point: DecisionPoint, shared: SharedWork | None = None
+    ) -> tuple[ChatRequest, Rendering]:
         """Return the request of a point, ``messages`` before it, and the prompt that the server makes.
 
-        Raises `Rejected` where the server or the template refuses it.
+        ``shared`` is what other points of the batch have in common with this one. Raises `Rejected`
+        where the server or the template refuses it.
         """
         example = point.example
-        kwargs = {**self._config.chat_template_kwargs, **example.chat_template_kwargs}
+        shared = SharedWork() if shared is None else shared
         messages = (example.messages or [])[: point.decision_idx]
-        request = ChatRequest(messages, example.tools, kwargs)
+        request = ChatRequest(messages, example.tools, self._merge_kwargs(example, shared), shared)
         sampled = _sampled_context(point)
         if sampled is not None:
             return request, Rendering(self.encoder.decode(sampled))
@@ -161,18 +194,26 @@ class RowBuilder:
             return request, Rendering(example.context or "")
         return request, self.dialect.render_prompt(request, self.templates)
 
+    def _merge_kwargs(self, example: TrainingExample, shared: SharedWork) -> Mapping[str, Any]:
+        """Return the template kwargs of the settings under the example's; for equal ones the same."""
+        own = example.chat_template_kwargs
+        if not own:
+            return self._config.chat_template_kwargs
+        return shared.once(f"kwargs {own}", lambda: {**self._config.chat_template_kwargs, **own})
+
     def _build_contexts(
         self, points: Sequence[DecisionPoint]
     ) -> dict[_ContextKey, _Context | Rejected]:
         """Return the context of each point, or why it is refused, each made once."""
         contexts: dict[_ContextKey, _Context | Rejected] = {}
+        shared = SharedWork()
         rendered: list[tuple[DecisionPoint, ChatRequest, Rendering]] = []
         for key, point in {_key_of(point): point for point in points}.items():
             try:
-                rendered.append((point, *self.render_context(point)))
+                rendered.append((point, *self.render_context(point, shared)))
             except Rejected as error:
                 contexts[key] = error
-        batch = self.encoder.encode([prompt.text for *_, prompt in rendered])
+        batch = self.encoder.encode_contexts([prompt.text for *_, prompt in rendered])
         for place, (point, request, prompt) in enumerate(rendered):
             try:
                 context = self._describe_context(point, request, prompt, batch[place])
@@ -187,7 +228,10 @@ class RowBuilder:
         example = point.example
         is_raw = example.messages is None
         texts = find_text_flags(
-            request.messages, self._control_tokens, raw_context=prompt.text if is_raw else ""
+            request.messages,
+            self._control_tokens,
+            raw_context=prompt.text if is_raw else "",
+            known=request.shared.table("text flags"),
         )
         if self._settings.control_tokens == "reject" and "control_token_in_text" in texts:
             raise Rejected(
@@ -216,9 +260,7 @@ class RowBuilder:
         if isinstance(context, Rejected):
             return context
         try:
-            facts = self._facts(
-                dict(context.request.chat_template_kwargs), bool(context.request.tools)
-            )
+            facts = self._facts(context.request)
             if point.continuation_ids is not None:
                 ids = check_continuation_ids(
                     point.continuation_ids,
@@ -228,7 +270,7 @@ class RowBuilder:
                     needs_end=self._settings.end_of_turn != "none",
                 )
                 return _Answer("", None, ("sampled_ids",), ids)
-            continuation: Continuation = build_continuation(
+            text, end_of_turn, flags = build_continuation(
                 point.continuation,
                 context.prompt.text,
                 context.request,
@@ -237,18 +279,25 @@ class RowBuilder:
                 facts,
                 self._settings,
             )
+            return _Answer(text, self._find_end_id(end_of_turn), flags)
         except Rejected as error:
             return error
-        return _Answer(continuation.text, continuation.end_of_turn, continuation.flags)
 
-    def _bound(
-        self,
-        context: _Context,
-        answer: _Answer,
-        ids: Ids,
-        proof: tuple[str, ...],
-        policy: LengthPolicy,
-    ) -> BoundedRow:
+    def _fit(
+        self, context: _Context, answer: _Answer, ids: Ids, decoded: str, policy: LengthPolicy
+    ) -> FittedRow:
+        """Return a context and its answer within the length; ``ids`` are proven to be the answer's.
+
+        Ids that a server sampled were checked already, and their end of turn is among them.
+        """
+        proof: tuple[str, ...] = ()
+        if answer.sampled is not None:
+            ids = answer.sampled
+        elif decoded != answer.text:
+            proof = self._explain_difference(answer, ids, decoded)
+        flags = context.flags + answer.flags + proof
+        if policy.takes(len(context.ids), len(ids)):
+            return FittedRow(FittedContext(context.ids), ids, flags)
         ids, cut = fit_continuation(ids, len(context.ids), policy)
         fitted = fit_context(
             context.ids,
@@ -258,38 +307,31 @@ class RowBuilder:
             messages=context.request.messages,
             encode=partial(self._encode_messages, context.request),
         )
-        return join_row(fitted, ids, (*context.flags, *answer.flags, *proof, *cut))
+        return FittedRow(fitted, ids, flags + cut)
 
     def _encode_messages(self, request: ChatRequest, messages: Sequence[Message]) -> Ids:
         """Return the ids of the prompt of other messages under the same request."""
         prompt = self.dialect.render_prompt(replace(request, messages=messages), self.templates)
         if prompt.ids is not None:
             return np.array(prompt.ids, np.int32)
-        return self.encoder.encode([prompt.text])[0]
+        return self.encoder.encode_contexts([prompt.text])[0]
 
-    def _prove(self, answer: _Answer, ids: Ids, decoded: str) -> tuple[Ids, tuple[str, ...]]:
-        """Prove that the ids decode to the continuation; return them closed, and what to flag.
-
-        Ids that a server sampled were checked already and are closed by themselves.
-        """
-        if answer.sampled is not None:
-            return answer.sampled, ()
-        closed = self._close(ids, answer.end_of_turn)
-        if decoded == answer.text:
-            return closed, ()
+    def _explain_difference(self, answer: _Answer, ids: Ids, decoded: str) -> tuple[str, ...]:
+        """Return the flag of ids that decode to another text for a good reason, or refuse them."""
         if decoded == self.encoder.normalise(answer.text):
-            return closed, ("normalised_by_tokenizer",)
+            return ("normalised_by_tokenizer",)
+        count = len(ids) - (answer.end_id is not None)
         raise Rejected(
             "not_renderable",
-            f"continuation: its {len(ids)} tokens decode to another text, so the tokenizer has no ids "
+            f"continuation: its {count} tokens decode to another text, so the tokenizer has no ids "
             "for it",
             decoded,
         )
 
-    def _close(self, ids: Ids, end_of_turn: str | None) -> Ids:
-        """Return the ids with the one end-of-turn token appended."""
+    def _find_end_id(self, end_of_turn: str | None) -> int | None:
+        """Return the id of the token that ends a turn, None where nothing is to end it."""
         if end_of_turn is None:
-            return ids
+            return None
         id_ = self.encoder.token_id(end_of_turn)
         if id_ is None:
             raise Rejected(
@@ -297,7 +339,7 @@ class RowBuilder:
                 f"the template ends a turn with {excerpt_of(end_of_turn)}, which is no single token of "
                 "this tokenizer; name its end of turn with end_of_turn:",
             )
-        return np.append(ids, np.int32(id_))
+        return id_
 
     def _end_ids(self, facts: TurnFacts) -> frozenset[int]:
         """Return the ids at which a turn can end: learnt, named by the settings, or the model's."""
@@ -305,16 +347,22 @@ class RowBuilder:
         return self._stop_ids.union(id_ for id_ in named if id_ is not None)
 
     def _bos_flags(self, context_ids: Ids) -> tuple[str, ...]:
-        bos_id = self.encoder.bos_id
+        bos_id = self._bos_id
         if bos_id is None:
             return ()
-        starts = context_ids[:2] == bos_id
-        if len(starts) == 2 and starts.all():
+        starts = context_ids[:2].tolist()
+        if starts == [bos_id, bos_id]:
             return ("double_bos",)
-        return ("no_bos",) if self.encoder.adds_bos and not starts[:1].any() else ()
+        return ("no_bos",) if self.encoder.adds_bos and starts[:1] != [bos_id] else ()
 
-    def _facts(self, kwargs: dict[str, Any], has_tools: bool) -> TurnFacts:
-        """Return what the template does with a turn under ``kwargs``, probed once for each."""
+    def _facts(self, request: ChatRequest) -> TurnFacts:
+        """Return what the template does with a turn of ``request``, probed once for each kind."""
+        kwargs, has_tools = request.chat_template_kwargs, bool(request.tools)
+        return request.shared.once(
+            "turn facts", lambda: self._probe_turns(dict(kwargs), has_tools), kwargs, has_tools
+        )
+
+    def _probe_turns(self, kwargs: dict[str, Any], has_tools: bool) -> TurnFacts:
         key = json.dumps([has_tools, kwargs], sort_keys=True)
         if key not in self._facts_by_request:
             self._facts_by_request[key] = probe_turns(

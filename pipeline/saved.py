@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import datasets
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.boundary import hash_context
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.job.publish import MANIFEST
-from pipeline.row_table import digest_rows, sum_digests
+from pipeline.row_table import digest_rows, split_lists, sum_digests
 from pipeline.seal import check_tokenizer, hash_file_bytes, hash_seal
-from pipeline.types import FLAGS, IGNORE_LABEL, row_features
+from pipeline.types import FLAGS, IGNORE_LABEL, TOKEN_COLUMNS, row_features
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,8 +38,7 @@ def load(
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    for name, expected, found in _find_changed_files(folder, manifest):
-        raise SealMismatch(name, expected, found, "fetch or prepare the set again")
+    check_files(folder, manifest)
     if tokenizer is not None:
         _check_tokenizer(manifest, tokenizer)
     splits = open_splits(folder)
@@ -79,6 +80,12 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
         except SealMismatch as error:
             findings.append(str(error))
     return findings
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a set of which a sealed file is missing or changed. Raises `SealMismatch`."""
+    for name, expected, found in _find_changed_files(folder, manifest):
+        raise SealMismatch(name, expected, found, "fetch or prepare the set again")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -163,35 +170,60 @@ def _find_first_fault(
     table: pa.Table, max_len: int, seal: dict[str, Any]
 ) -> tuple[int, str] | None:
     """Return the place and the fault of the first row that breaks an invariant."""
-    vocabulary: int = seal["tokenizer"]["vocabulary_size"]
-    columns = {name: table.column(name) for name in table.column_names}
-    for index in range(table.num_rows):
-        ids, labels, mask = (
-            columns[name][index].values.to_numpy(zero_copy_only=False)
-            for name in ("input_ids", "labels", "attention_mask")
+    faults = list(_find_faults(table, max_len, seal["tokenizer"]["vocabulary_size"]))
+    return min(faults, key=lambda fault: fault[0]) if faults else None
+
+
+def _find_faults(table: pa.Table, max_len: int, vocabulary: int) -> Iterator[tuple[int, str]]:
+    """Yield, for each invariant that is broken, the first row that breaks it and the fault."""
+    lists = [split_lists(table, name) for name in TOKEN_COLUMNS]
+    # A slice of a larger table has the values of all of it.
+    values: list[NDArray[Any]] = [flat[ends[0] : ends[-1]] for flat, ends in lists]
+    offsets = [ends - ends[0] for _, ends in lists]
+    lengths = np.stack([np.diff(each) for each in offsets])
+    contexts, totals = (
+        np.asarray(table.column(name), np.int64) for name in ("context_len", "total_len")
+    )
+    for row in _first(np.any(lengths != totals, axis=0)):
+        found = lengths[:, row].tolist()
+        yield row, f"lengths differ: {found[0]} ids, {found[1]} labels, total_len {totals[row]}"
+        # Nothing below can be told where rows do not line up.
+        return
+    for row in _first((contexts < 1) | (contexts >= totals)):
+        yield (
+            row,
+            f"context_len {contexts[row]} is not within 1 and total_len {totals[row]} - 1",
         )
-        context_len = columns["context_len"][index].as_py()
-        total_len = columns["total_len"][index].as_py()
-        if not len(ids) == len(labels) == len(mask) == total_len:
-            return (
-                index,
-                f"lengths differ: {len(ids)} ids, {len(labels)} labels, total_len {total_len}",
-            )
-        if not 1 <= context_len < total_len:
-            return index, f"context_len {context_len} is not within 1 and total_len {total_len} - 1"
-        if total_len > max_len:
-            return index, f"{total_len} tokens are over max_len {max_len}"
-        if ids.min() < 0 or ids.max() >= vocabulary:
-            return index, f"an id is outside the vocabulary of {vocabulary}"
-        if (labels[:context_len] != IGNORE_LABEL).any() or (
-            labels[context_len:] != ids[context_len:]
-        ).any():
-            return index, "labels are not -100 on the context and the ids after it"
-        if (mask != 1).any():
-            return index, "attention_mask is not ones"
-        if "context_hash" in columns:
-            if columns["context_hash"][index].as_py() != hash_context(ids[:context_len]):
-                return index, "context_hash is not that of the context"
-            if unknown := set(columns["flags"][index].as_py()) - FLAGS:
-                return index, f"unknown flags {sorted(unknown)}"
-    return None
+    for row in _first(totals > max_len):
+        yield row, f"{totals[row]} tokens are over max_len {max_len}"
+    ids, labels, mask = values
+    starts = offsets[0]
+
+    def rows_of(is_wrong: NDArray[np.bool_]) -> Iterator[int]:
+        for token in _first(is_wrong):
+            yield int(np.searchsorted(starts, token, side="right")) - 1
+
+    for row in rows_of((ids < 0) | (ids >= vocabulary)):
+        yield row, f"an id is outside the vocabulary of {vocabulary}"
+    position = np.arange(len(ids)) - np.repeat(starts[:-1], totals)
+    is_context = position < np.repeat(contexts, totals)
+    for row in rows_of(labels != np.where(is_context, IGNORE_LABEL, ids)):
+        yield row, "labels are not -100 on the context and the ids after it"
+    for row in rows_of(mask != 1):
+        yield row, "attention_mask is not ones"
+    if "context_hash" in table.column_names:
+        hashes: list[str] = table.column("context_hash").to_pylist()
+        ends = starts[:-1] + contexts
+        for row, (start, end) in enumerate(zip(starts[:-1], ends, strict=True)):
+            if hashes[row] != hash_context(ids[start:end]):
+                yield row, "context_hash is not that of the context"
+                break
+        flags: list[list[str]] = table.column("flags").to_pylist()
+        for row in _first(np.array([not FLAGS.issuperset(each) for each in flags], np.bool_)):
+            yield row, f"unknown flags {sorted(set(flags[row]) - FLAGS)}"
+
+
+def _first(is_wrong: NDArray[np.bool_]) -> Iterator[int]:
+    """Yield the first place that is wrong, if there is one."""
+    if is_wrong.any():
+        yield int(is_wrong.argmax())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from pipeline.tokenizer_files import find_tokenizer_folder, hash_tokenizer_files
 
 if TYPE_CHECKING:
     from pipeline.encode import TextEncoder
-    from pipeline.source.lines import FileRecord
     from pipeline.template.chat_template import ChatTemplates
 
 SEAL_FORMAT = 1
@@ -59,21 +58,9 @@ def hash_seal(seal: Mapping[str, Any]) -> str:
 
 
 def complete_seal(
-    seal: Mapping[str, Any],
-    encoder: TextEncoder,
-    templates: ChatTemplates,
-    records: Sequence[FileRecord],
+    seal: Mapping[str, Any], encoder: TextEncoder, templates: ChatTemplates
 ) -> dict[str, Any]:
-    """Return the seal with what only a loaded tokenizer can tell: its ids and its templates.
-
-    Raises `UsageError` where an input file changed between its hashing and its reading.
-    """
-    read = {record.name: record.sha256 for record in records}
-    changed = [file["name"] for file in seal["input"] if read.get(file["name"]) != file["sha256"]]
-    if changed:
-        raise UsageError(
-            f"input: {changed[0]} changed while it was read; expected files that stand still, run again"
-        )
+    """Return the seal with what only a loaded tokenizer can tell: its ids and its templates."""
     return {
         **seal,
         "tokenizer": {**seal["tokenizer"], **describe_encoder(encoder)},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,12 @@ import hypothesis
 import pytest
 
 from pipeline.config import PrepareConfig, read_config_file
+from pipeline.errors import Rejected
+from pipeline.source import plan as planning
+from pipeline.source.files import SourceFile
+from pipeline.source.lines import MAX_LINE_BYTES, PieceRecord, SourceLine
+from pipeline.source.plan import plan_shards
+from pipeline.source.tables import open_piece
 
 # The tests show that nothing needs the network: no file is looked for on the Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,6 +51,48 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+@contextmanager
+def shards_of(size: int) -> Iterator[None]:
+    """Cut inputs, however small, into shards of about ``size`` bytes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(planning, "LEAST_SHARD_BYTES", size)
+        patched.setattr(planning, "MOST_SHARD_BYTES", size)
+        yield
+
+
+@dataclass(frozen=True)
+class ReadInput:
+    """What reading an input gave, in order: its lines, each with its file, and its pieces."""
+
+    lines: list[tuple[str, SourceLine]] = field(default_factory=list)
+    pieces: list[PieceRecord] = field(default_factory=list)
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """File and line of each line that is no reject."""
+        return [(file, line.line) for file, line in self.lines if line.reject is None]
+
+    @property
+    def texts(self) -> list[str]:
+        """The lines that are no rejects."""
+        return [line.text for _, line in self.lines if line.text is not None]
+
+    @property
+    def rejects(self) -> list[tuple[str, int, Rejected]]:
+        """File, line and reason of each reject."""
+        return [(file, line.line, line.reject) for file, line in self.lines if line.reject]
+
+
+def read_input(files: Sequence[SourceFile], max_line_bytes: int = MAX_LINE_BYTES) -> ReadInput:
+    """Read files as a job does: piece by piece of their plan."""
+    read = ReadInput()
+    for piece in (piece for shard in plan_shards(files).shards for piece in shard.pieces):
+        reading = open_piece(piece, max_line_bytes)
+        read.lines.extend((piece.file.name, line) for line in reading)
+        read.pieces.append(reading.record())
+    return read
 
 
 @pytest.fixture(scope="session")
@@ -87,8 +137,21 @@ def quickstart_set(
 
 
 @pytest.fixture
+def many_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make shards of a few lines, and as many processes as a config asks for."""
+    from pipeline.job import build
+
+    monkeypatch.setattr(build, "_BYTES_PER_WORKER", 1)
+    with shards_of(200):
+        yield
+
+
+@pytest.fixture
 def make_config(tmp_path: Path, bundled_tokenizer: Path) -> Callable[..., PrepareConfig]:
-    """Return a function that makes a config: bundled tokenizer, one process, output in ``tmp_path``."""
+    """Return a function that makes a config: bundled tokenizer, one process, output in ``tmp_path``.
+
+    Without a report, whose pictures take longer than all else of a small job.
+    """
 
     def make(input: str | Path | Sequence[str | Path], **settings: Any) -> PrepareConfig:
         paths = [input] if isinstance(input, (str, Path)) else input
@@ -96,6 +159,7 @@ def make_config(tmp_path: Path, bundled_tokenizer: Path) -> Callable[..., Prepar
             "tokenizer": str(bundled_tokenizer),
             "output": str(tmp_path / "set"),
             "num_proc": 1,
+            "report": False,
             **settings,
         }
         return PrepareConfig(input=tuple(map(str, paths)), **values)

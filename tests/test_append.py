@@ -25,7 +25,7 @@ from pipeline.errors import DataRefused, SealMismatch, UsageError
 from pipeline.job.append import read_examples
 from pipeline.job.prepare import Prepared
 from pipeline.saved import verify
-from tests.conftest import ROOT, write_lines
+from tests.conftest import ROOT, shards_of, write_lines
 
 ConfigMaker = Callable[..., PrepareConfig]
 BUNDLED = ROOT / "configs" / "tokenizer"
@@ -80,9 +80,10 @@ def made(tmp_path: Path, make_config: ConfigMaker) -> PrepareConfig:
     st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12),
     st.data(),
     st.sampled_from(["all", "given"]),
+    st.sampled_from([100, 300, 2**20]),
 )
 def test_any_two_parts_give_the_digest_and_rows_of_one_run(
-    ids: str, data: st.DataObject, decisions: Any
+    ids: str, data: st.DataObject, decisions: Any, size: int
 ) -> None:
     lines = [talk(id_, f"{id_} one", f"{id_} two") for id_ in ids]
     cut = data.draw(st.integers(1, len(lines)), "cut")
@@ -94,6 +95,7 @@ def test_any_two_parts_give_the_digest_and_rows_of_one_run(
             tokenizer=str(BUNDLED),
             output=str(folder / "once"),
             num_proc=1,
+            report=False,
             decisions=decisions,
             validation_fraction=0.5,
         )
@@ -101,7 +103,8 @@ def test_any_two_parts_give_the_digest_and_rows_of_one_run(
         first = write_lines(folder / "first.jsonl", lines[:cut])
         parts = dataclasses.replace(base, input=(str(first),), output=str(folder / "parts"))
         prepare(parts)
-        both = append(parts, folder, lines[cut - overlap :])
+        with shards_of(size):
+            both = append(parts, folder, lines[cut - overlap :])
         assert both.digest == once.digest
         assert verify(both.output) == []
         for split in ("train", "validation"):
@@ -124,9 +127,13 @@ def test_earlier_rows_stay_byte_for_byte_and_come_first(
     made: PrepareConfig, tmp_path: Path
 ) -> None:
     before: pa.Table = load_from_disk(made.output)["train"].data.table
+    (file,) = (Path(made.output) / "train").glob("*.arrow")
+    content = file.read_bytes()
     append(made, tmp_path, [example("d"), example("a")])
     after: pa.Table = load_from_disk(made.output)["train"].data.table
     assert after.slice(0, 3).equals(before)
+    first, _ = sorted((Path(made.output) / "train").glob("*.arrow"))
+    assert first.read_bytes() == content
     assert after.column("id").to_pylist() == ["a", "b", "c", "d"]
 
 
@@ -308,17 +315,32 @@ def test_columns_for_training_cannot_be_appended_to(
         append(config, tmp_path, [example("b")])
 
 
-def test_a_set_that_was_changed_by_hand_is_refused(made: PrepareConfig, tmp_path: Path) -> None:
-    path = Path(made.output) / "examples.sha256"
-    path.write_text(path.read_text("utf-8").replace('"a"', '"z"'), "utf-8")
-    with pytest.raises(SealMismatch, match=r"examples\.sha256"):
-        append(made, tmp_path, [example("a")])
+@pytest.mark.parametrize(
+    "name", ["examples.sha256", "train/data-00000-of-00001.arrow", "rejects.jsonl", "README.md"]
+)
+@pytest.mark.parametrize("damage", ["one bit", "longer", "missing"])
+def test_a_set_that_was_changed_is_refused_with_the_file_named(
+    made: PrepareConfig, tmp_path: Path, name: str, damage: str
+) -> None:
+    # Its files are taken over as they are, so nothing else would look at them.
+    path = Path(made.output) / name
+    data = bytearray(path.read_bytes() or b" ")
+    if damage == "missing":
+        path.unlink()
+    elif damage == "longer":
+        path.write_bytes(data + b" ")
+    else:
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(SealMismatch) as caught:
+        append(made, tmp_path, [example("d")])
+    assert caught.value.key == name
 
 
 # ---- whatever stops it
 
 
-@pytest.mark.parametrize("place", ["write_card", "join_splits", "write_examples"])
+@pytest.mark.parametrize("place", ["omit_duplicates", "write_splits", "write_card"])
 def test_an_append_that_is_stopped_leaves_the_old_set(
     made: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -328,7 +350,7 @@ def test_an_append_that_is_stopped_leaves_the_old_set(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"pipeline.job.build.{place}", stop)
+        patched.setattr(f"pipeline.job.merge.{place}", stop)
         with pytest.raises(KeyboardInterrupt):
             append(made, tmp_path, [example("d")])
     assert contents_of(Path(made.output)) == before
@@ -337,16 +359,25 @@ def test_an_append_that_is_stopped_leaves_the_old_set(
 
 KILL = """
 import json, os, signal, sys
-from pipeline.job import build
+from pipeline.job import build, publish
 from pipeline.job import prepare as job
 from pipeline.config import config_from_mapping
-save = build._save
+module, name = sys.argv[2:]
+home = {"build": build, "publish": publish}[module]
+function = getattr(home, name)
 def killed(*arguments):
-    save(*arguments)
+    function(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
-build._save = killed
+setattr(home, name, killed)
 job.prepare(config_from_mapping(json.loads(sys.argv[1]), "test"))
 """
+
+
+def kill_after(config: PrepareConfig, module: str, name: str) -> None:
+    """Run a job that is killed as soon as a function of one of its modules has returned."""
+    arguments = [sys.executable, "-c", KILL, json.dumps(config.to_dict()), module, name]
+    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
 def test_a_killed_append_leaves_the_old_set_and_the_next_one_finishes(
@@ -355,9 +386,30 @@ def test_a_killed_append_leaves_the_old_set_and_the_next_one_finishes(
     before = contents_of(Path(made.output))
     lines = write_lines(tmp_path / "more.jsonl", [example("d")])
     config = dataclasses.replace(made, input=(str(lines),), append=True)
-    arguments = [sys.executable, "-c", KILL, json.dumps(config.to_dict())]
-    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    kill_after(config, "build", "write_set")
     assert contents_of(Path(made.output)) == before
-    assert prepare(config).counts["rows"] == 4
+    appended = prepare(config)
+    assert appended.counts["rows"] == 4
+    assert appended.manifest["shards"]["reused"] == 1
     assert verify(made.output) == []
+
+
+@pytest.mark.parametrize("on_duplicate", ["error", "last"])
+def test_an_append_that_was_killed_once_it_was_published_can_be_run_again(
+    tmp_path: Path, make_config: ConfigMaker, on_duplicate: Any
+) -> None:
+    """What it kept beside the set are links of files that are published now."""
+    lines = write_lines(tmp_path / "old.jsonl", [example(id_) for id_ in "abc"])
+    config = make_config(lines, on_duplicate=on_duplicate)
+    prepare(config)
+    more = [example("b"), example("d"), example("e")]
+    if on_duplicate == "last":
+        more.append(example("a", "5"))
+    lines = write_lines(tmp_path / "more.jsonl", more)
+    config = dataclasses.replace(config, input=(str(lines),), append=True)
+    kill_after(config, "publish", "_exchange")
+    published = contents_of(Path(config.output))
+    assert verify(config.output) == []
+    prepare(config)
+    assert contents_of(Path(config.output)) == published
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

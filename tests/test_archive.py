@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import struct
 import tracemalloc
 import zlib
@@ -13,6 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.source import archive
 from pipeline.source.archive import BrokenArchive, decompressed
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstandard.compress}
@@ -135,3 +137,26 @@ def test_content_that_packs_very_well_is_not_held_at_once(suffix: str):
     tracemalloc.stop()
     assert length == 200 * 2**20
     assert peak < 48 * 2**20
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_a_bomb_is_stopped_before_it_fills_the_disk(
+    pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "FREE_BYTES", 2**20)
+    bomb = pack(bytes(2**24))
+    contents = decompressed(iter([bomb]), "in.jsonl")
+    read: list[int] = []
+    with pytest.raises(BrokenArchive, match="more than 500 times as many; if that is meant"):
+        read.extend(map(len, contents))
+    assert sum(read) < 2**24
+
+
+def test_content_that_repeats_itself_a_hundred_times_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(archive, "FREE_BYTES", 0)
+    line = random.Random(0).randbytes(2000).hex().encode() + b"\n"
+    packed = zstandard.compress(line * 100)
+    assert 100 * len(packed) < 2 * len(line * 100)
+    assert b"".join(decompressed(iter([packed]), "in.jsonl")) == line * 100

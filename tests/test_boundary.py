@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from pipeline.boundary import (
     BoundedRow,
     FittedContext,
+    FittedRow,
     LengthPolicy,
+    close_continuations,
     cut_left,
     fit_context,
     fit_continuation,
     hash_context,
-    join_row,
+    join_rows,
 )
-from pipeline.encode import Ids
+from pipeline.encode import EncodedBatch, Ids
 from pipeline.errors import Rejected
 
 BOS = 1
@@ -160,7 +162,7 @@ def test_cutting_leaves_the_given_ids_as_they_were() -> None:
 
 @given(CONTEXTS, st.lists(st.integers(0, 9), max_size=20))
 def test_a_row_is_context_then_continuation(context: list[int], continuation: list[int]) -> None:
-    row = join_row(FittedContext(ids_of(*context)), ids_of(*continuation), ())
+    (row,) = join_rows([FittedRow(FittedContext(ids_of(*context)), ids_of(*continuation), ())])
     assert row.input_ids.tolist() == context + continuation
     assert row.input_ids.dtype == np.int32
     assert row.context_len == len(context)
@@ -169,7 +171,8 @@ def test_a_row_is_context_then_continuation(context: list[int], continuation: li
 
 def test_a_row_carries_what_was_dropped_and_each_flag_once_in_order() -> None:
     fitted = FittedContext(ids_of(1), 3, 2, ("truncated", "raw_cut"))
-    row = join_row(fitted, ids_of(2), ("think_closed", "double_bos", "truncated", "double_bos"))
+    flags = ("think_closed", "double_bos", "truncated", "double_bos")
+    (row,) = join_rows([FittedRow(fitted, ids_of(2), flags)])
     assert row.flags == ("double_bos", "raw_cut", "think_closed", "truncated")
     assert (row.dropped_tokens, row.dropped_messages) == (3, 2)
 
@@ -185,7 +188,8 @@ def test_the_context_hash_is_half_a_sha256_of_little_endian_int32() -> None:
 
 def test_rows_of_one_context_share_its_hash_whatever_follows() -> None:
     context = FittedContext(ids_of(1, 2, 3))
-    hashes = {join_row(context, ids_of(*tail), ()).context_hash for tail in [(4,), (5, 6), (3, 3)]}
+    rows = join_rows([FittedRow(context, ids_of(*tail), ()) for tail in [(4,), (5, 6), (3, 3)]])
+    hashes = {row.context_hash for row in rows}
     assert hashes == {hash_context(ids_of(1, 2, 3))}
 
 
@@ -200,3 +204,38 @@ def test_the_boundary_is_part_of_the_hash_not_of_the_ids() -> None:
     ids = ids_of(1, 2, 3, 4)
     early, late = BoundedRow(ids, 2, 0, 0, ()), BoundedRow(ids, 3, 0, 0, ())
     assert early.context_hash != late.context_hash
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(2, 16),
+    st.integers(1, 4),
+    st.none() | st.integers(1, 12),
+)
+def test_what_is_taken_whole_is_what_no_rule_shortens_or_refuses(
+    context_len: int, length: int, max_len: int, min_context: int, most: int | None
+) -> None:
+    policy = LengthPolicy(max_len, "cut_left", min_context=min_context, max_continuation=most)
+    context, ids = ids_of(*range(context_len)), ids_of(*range(length))
+    try:
+        kept, flags = fit_continuation(ids, context_len, policy)
+        fitted = fit_context(context, len(kept), policy, is_raw=False)
+        is_whole = len(fitted.ids) == context_len and not flags
+    except Rejected:
+        is_whole = False
+    assert policy.takes(context_len, length) == is_whole
+
+
+def test_a_context_without_a_token_is_never_taken() -> None:
+    assert not LengthPolicy(10).takes(0, 1)
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=3), st.none() | st.integers(0, 9))))
+def test_each_continuation_gets_its_own_end(texts: list[tuple[list[int], int | None]]) -> None:
+    offsets = np.cumsum([0, *(len(ids) for ids, _ in texts)])
+    batch = EncodedBatch(ids_of(*(id_ for ids, _ in texts for id_ in ids)), offsets)
+    closed = close_continuations(batch, [end for _, end in texts])
+    expected = [[*ids, *([] if end is None else [end])] for ids, end in texts]
+    assert [ids.tolist() for ids in closed] == expected
+    assert all(ids.dtype == np.int32 for ids in closed)

@@ -15,7 +15,7 @@ import yaml
 
 from pipeline import cli
 from pipeline.cli import main, parse_config
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, WorkerFailed
 from tests.conftest import ROOT, write_lines
 
 RAW = {"id": "a", "context": "2+2=", "continuation": "4"}
@@ -326,6 +326,21 @@ def test_ctrl_c_ends_with_130_and_says_that_nothing_changed(
     monkeypatch.setattr(build, "build_set", interrupt)
     assert main(arguments) == 130
     assert "stopped; the output is as it was before" in capsys.readouterr().err
+
+
+def test_a_worker_that_died_ends_with_1_and_is_named(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.job import build
+
+    def fail(*_: object, **__: object) -> None:
+        raise WorkerFailed("a worker process was ended by SIGKILL: shard 3: in.jsonl from line 7")
+
+    monkeypatch.setattr(build, "build_set", fail)
+    assert main(arguments) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("context-frozen: a worker process was ended by SIGKILL: shard 3: ")
+    assert "Traceback" not in shown.err
 
 
 # ---- verify and inspect

@@ -44,12 +44,13 @@ SEALED_DEFAULTS: dict[str, Any] = {
     "trust_remote_code": False,
 }
 # The first four are sealed by their content instead: the bytes of the files they point to.
-UNSEALED = {"input", "tokenizer", "chat_template", "output"} | {
+UNSEALED = {"input", "tokenizer", "chat_template", "output", "encoder"} | {
     "max_reject_rate",
     "num_proc",
     "batch_size",
     "overwrite",
     "append",
+    "report",
 }
 REQUIRED = {"input": "a.jsonl", "tokenizer": "t", "output": "o"}
 # Another valid value of every sealed setting.
@@ -107,11 +108,13 @@ def test_unsealed_settings_leave_the_sealed_ones_alone() -> None:
         tokenizer="u",
         output="p",
         chat_template="x.jinja",
+        encoder="tokenizers",
         max_reject_rate=0.5,
         num_proc=7,
         batch_size=1,
         overwrite=True,
         append=True,
+        report=False,
     )
     assert config.sealed_settings() == SEALED_DEFAULTS
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.continuation import emitted
 from pipeline.continuation.emitted import Continuation, ContinuationSettings, build_continuation
 from pipeline.encode import TextEncoder
 from pipeline.errors import Rejected
@@ -53,6 +54,26 @@ def continue_with(
 def test_a_text_is_kept_verbatim_and_ended_once() -> None:
     built = continue_with(own.CHATML, "  Left.\n\n")
     assert built == Continuation("  Left.\n\n", "<|im_end|>", ())
+
+
+@given(
+    st.sampled_from([own.CHATML, own.THINK_OPEN, own.CHANNELS, own.PLAIN_TEXT]),
+    st.lists(st.sampled_from([*sorted(own.TOKENS), "<s>", "<", "a", "\n", " "]), max_size=4),
+    st.sampled_from(["auto", "none", "<|im_end|>", "<eos>"]),
+)
+def test_a_text_without_marks_takes_no_other_rules_than_one_with(
+    source: str, parts: list[str], end_of_turn: str
+) -> None:
+    def outcome() -> tuple[object, ...]:
+        try:
+            return continue_with(source, "".join(parts), end_of_turn=end_of_turn)
+        except Rejected as error:
+            return error.args
+
+    quick = outcome()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(emitted, "_is_plain", lambda *given: False)
+        assert quick == outcome()
 
 
 @pytest.mark.parametrize("text", ["Left.<|im_end|>", "Left.<|im_end|>\n"])

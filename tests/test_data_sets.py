@@ -24,14 +24,13 @@ from pipeline.errors import UsageError
 from pipeline.source.data_sets import expand_data_sets
 from pipeline.source.files import find_files
 from pipeline.source.json_lines import parse_line
-from pipeline.source.tables import load_table_lines
+from tests.conftest import read_input
 
 ROWS = [{"prompt": f"{index}", "completion": "c"} for index in range(7)]
 
 
-def rows_in(paths: list[str], folder: Path) -> list[dict[str, Any]]:
-    loaded = load_table_lines(find_files(paths), folder / "lines.arrow")
-    return [parse_line(text) for text in loaded.dataset["text"]]
+def rows_in(paths: list[str]) -> list[dict[str, Any]]:
+    return [parse_line(text) for text in read_input(find_files(paths)).texts]
 
 
 # ---- on disk
@@ -50,7 +49,7 @@ def test_a_saved_data_set_is_its_files_in_order(tmp_path: Path) -> None:
     assert [Path(path).name for path in paths] == [
         f"data-0000{index}-of-00003.arrow" for index in range(3)
     ]
-    assert rows_in(paths, tmp_path) == ROWS
+    assert rows_in(paths) == ROWS
 
 
 def test_of_several_saved_splits_train_is_taken_and_said_aloud(
@@ -59,16 +58,16 @@ def test_of_several_saved_splits_train_is_taken_and_said_aloud(
     train, test = datasets.Dataset.from_list(ROWS[:4]), datasets.Dataset.from_list(ROWS[4:])
     datasets.DatasetDict({"test": test, "train": train}).save_to_disk(str(tmp_path / "set"))
     with caplog.at_level("INFO", logger="pipeline.source.data_sets"):
-        assert rows_in(expand_data_sets([str(tmp_path / "set")]), tmp_path) == ROWS[:4]
+        assert rows_in(expand_data_sets([str(tmp_path / "set")])) == ROWS[:4]
     assert "the split train of" in caplog.text
     other = expand_data_sets([str(tmp_path / "set" / "test")])
-    assert rows_in(other, tmp_path) == ROWS[4:]
+    assert rows_in(other) == ROWS[4:]
 
 
 def test_the_only_split_is_taken_whatever_its_name(tmp_path: Path) -> None:
     made = datasets.DatasetDict({"extra": datasets.Dataset.from_list(ROWS)})
     made.save_to_disk(str(tmp_path / "set"))
-    assert rows_in(expand_data_sets([str(tmp_path / "set")]), tmp_path) == ROWS
+    assert rows_in(expand_data_sets([str(tmp_path / "set")])) == ROWS
 
 
 def test_without_a_split_train_among_several_one_must_be_named(tmp_path: Path) -> None:
@@ -206,7 +205,7 @@ FILES = {
 }
 
 
-def test_addresses_on_the_hub_are_files_in_its_cache(ask_hub: Expand, tmp_path: Path) -> None:
+def test_addresses_on_the_hub_are_files_in_its_cache(ask_hub: Expand) -> None:
     address = "hf://datasets/team/logs"
     whole, file, folder, glob = ask_hub(
         FILES,
@@ -215,10 +214,10 @@ def test_addresses_on_the_hub_are_files_in_its_cache(ask_hub: Expand, tmp_path: 
         f"{address}/raw",
         f"{address}/data/test-*.parquet",
     )
-    assert rows_in(whole, tmp_path) == ROWS[:4]
-    assert rows_in(file, tmp_path) == [{"prompt": "2024-03-01", "completion": "42"}]
+    assert rows_in(whole) == ROWS[:4]
+    assert rows_in(file) == [{"prompt": "2024-03-01", "completion": "42"}]
     assert [Path(path).name for path in folder] == ["logs.jsonl"]
-    assert rows_in(glob, tmp_path) == ROWS[4:]
+    assert rows_in(glob) == ROWS[4:]
 
 
 def test_the_card_of_a_data_set_says_which_files_train_is(ask_hub: Expand, tmp_path: Path) -> None:

@@ -213,9 +213,9 @@ def test_a_context_that_points_share_is_rendered_and_encoded_once(builder: RowBu
     counting = copy.copy(builder)
     encoder = copy.copy(builder.encoder)
 
-    def render(point: DecisionPoint) -> Any:
+    def render(point: DecisionPoint, shared: SharedWork) -> Any:
         rendered.append(point.decision_idx)
-        return builder.render_context(point)
+        return builder.render_context(point, shared)
 
     def encode(texts: list[str], **options: Any) -> Any:
         encoded.extend(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -343,6 +344,42 @@ def test_padding_and_truncation_of_the_tokenizer_do_not_reach_the_ids(encoder: T
     assert set_up.state == encoder.state
     tokenizer.backend_tokenizer.enable_padding(length=70)
     assert len(set_up.encode(["x"])[0]) == 1
+
+
+def test_a_tokenizer_that_is_not_shared_is_not_copied_unless_somebody_sets_it_up() -> None:
+    own = TextEncoder.from_path(str(BUNDLED))
+    assert own._backend is own.tokenizer.backend_tokenizer
+    text = "a longer text than three tokens"
+    expected = own.encode([text])[0].tolist()
+    own.tokenizer.backend_tokenizer.enable_padding(length=50)
+    own.tokenizer.backend_tokenizer.enable_truncation(3)
+    assert own.encode([text])[0].tolist() == expected
+    # What the user asked of the tokenizer stays.
+    assert own.tokenizer.backend_tokenizer.truncation is not None
+
+
+def test_contexts_have_the_ids_that_encoding_gives(encoder: TextEncoder) -> None:
+    turn = "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\nHello " + "again " * 300
+    texts = [turn * times + "<|im_start|>assistant\n" for times in (1, 2, 3, 2)]
+    assert encoder.encode_contexts(texts).flat.tolist() == encoder.encode(texts).flat.tolist()
+
+
+def test_what_encodes_is_said_for_the_seal() -> None:
+    checks = TextEncoder.from_path(str(BUNDLED), encoder="tokenizers").encoder_checks
+    assert checks == {
+        "name": "tokenizers",
+        "version": tokenizers.__version__,
+        "reason": "asked for",
+    }
+
+
+def test_one_thread_is_asked_of_every_encoder(
+    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"):
+        monkeypatch.setenv(name, "unset")
+    encoder.use_one_thread()
+    assert (os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"]) == ("false", "1")
 
 
 def test_a_tokenizer_that_splits_special_tokens_reads_them_as_text(tmp_path: Path) -> None:

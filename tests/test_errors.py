@@ -17,6 +17,7 @@ SAMPLES = [
     errors.Rejected("wrong_type", "id: expected text", ["x"]),
     errors.Rejected("missing_field", "id: missing"),
     errors.DataRefused("2 of 3 lines were rejected"),
+    errors.WorkerFailed("a worker process was ended by SIGKILL: shard 3: a.jsonl from line 9"),
     errors.SealMismatch("seal.templates", "abc", "def", "prepare it again"),
     errors.BadRow("row 0: context_len is 9 for 4 tokens"),
     errors.UnsupportedModel("the model has no cache"),
@@ -45,8 +46,8 @@ def test_an_error_survives_the_way_back_from_a_worker(error: ContextFrozenError)
 
 @pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
 def test_an_error_is_also_the_stdlib_error_it_replaces(error: ContextFrozenError) -> None:
-    stdlib = TypeError if isinstance(error, errors.UnsupportedModel) else ValueError
-    assert isinstance(error, stdlib)
+    others = {errors.UnsupportedModel: TypeError, errors.WorkerFailed: RuntimeError}
+    assert isinstance(error, others.get(type(error), ValueError))
 
 
 def test_only_wrong_usage_ends_with_2() -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +19,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import PrepareConfig
+from pipeline.encode import TextEncoder
 from pipeline.errors import DataRefused, UnreadableFile, UsageError
-from pipeline.job import build
+from pipeline.job import merge
 from pipeline.job.prepare import Prepared, prepare
 from pipeline.job.publish import MANIFEST
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, row_features
@@ -59,6 +59,11 @@ def rejects_of(path: Path) -> list[dict[str, Any]]:
     *lines, rest = path.read_text(encoding="utf-8").split("\n")
     assert rest == ""
     return [json.loads(line) for line in lines]
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the seal without what the encoder was checked on: the first lines of some shard."""
+    return {name: value for name, value in manifest["seal"].items() if name != "encoder"}
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -232,10 +237,10 @@ def test_a_refused_line_does_not_take_its_id(tmp_path: Path, make_config: Config
     assert len(rows_of(prepared)) == 1
 
 
-def test_ids_clash_across_batches_and_processes_too(
-    tmp_path: Path, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("many_shards")
+def test_ids_clash_across_batches_shards_and_processes_too(
+    tmp_path: Path, make_config: ConfigMaker
 ) -> None:
-    monkeypatch.setattr(build, "_BYTES_PER_WORKER", 1)
     lines = write_lines(tmp_path / "e.jsonl", [*EXAMPLES, EXAMPLES[0]])
     prepared = prepare(make_config(lines, max_reject_rate=1, num_proc=2, batch_size=2))
     (reject,) = rejects_of(prepared.output / "rejects.jsonl")
@@ -286,13 +291,15 @@ def test_beside_the_rows_stand_manifest_rejects_and_card(quickstart_set: Path) -
         "examples.sha256",
         MANIFEST,
         "rejects.jsonl",
+        "report.html",
         "train",
     ]
     card = (quickstart_set / "README.md").read_text("utf-8")
     manifest = json.loads((quickstart_set / MANIFEST).read_text("utf-8"))
     assert manifest["digest"] in card
     assert all(name in card for name in ROW_SCHEMA.names)
-    assert {"digest", "seal", "counts", "config", "formats", "files"} == set(manifest)
+    assert {"digest", "seal", "counts", "config", "formats", "shards", "files"} == set(manifest)
+    assert manifest["shards"] == {"made": 1, "reused": 0}
     assert set(manifest["files"]) == set(snapshot(quickstart_set)) - {MANIFEST}
     assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == {
         name: len(data) for name, data in snapshot(quickstart_set).items() if name != MANIFEST
@@ -312,15 +319,14 @@ def test_the_manifest_holds_the_resolved_config(examples: Path, make_config: Con
 @pytest.mark.parametrize(
     ("num_proc", "batch_size"), [(1, 1), (1, 7), (1, 1000), (2, 1), (2, 7), (2, 1000)]
 )
-def test_processes_and_batches_do_not_change_the_set(
+@pytest.mark.usefixtures("many_shards")
+def test_processes_shards_and_batches_do_not_change_the_set(
     bundled_examples: Path,
     quickstart_set: Path,
     make_config: ConfigMaker,
-    monkeypatch: pytest.MonkeyPatch,
     num_proc: int,
     batch_size: int,
 ) -> None:
-    monkeypatch.setattr(build, "_BYTES_PER_WORKER", 1)
     expected = json.loads((quickstart_set / MANIFEST).read_text("utf-8"))
     config = make_config(
         bundled_examples,
@@ -332,9 +338,30 @@ def test_processes_and_batches_do_not_change_the_set(
     prepared = prepare(config)
     assert prepared.digest == expected["digest"]
     assert prepared.counts == expected["counts"]
-    assert prepared.manifest["seal"] == expected["seal"]
+    assert sealed(prepared.manifest) == sealed(expected)
+    assert prepared.manifest["shards"]["made"] > expected["shards"]["made"]
     before = datasets.load_from_disk(str(quickstart_set))["train"]
     assert datasets.load_from_disk(str(prepared.output))["train"].to_list() == before.to_list()
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+@pytest.mark.usefixtures("many_shards")
+def test_workers_that_share_the_cores_use_one_thread_each(
+    examples: Path,
+    make_config: ConfigMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_proc: int,
+) -> None:
+    told = tmp_path / "told"
+    told.mkdir()
+    monkeypatch.setattr(
+        TextEncoder, "use_one_thread", lambda _: (told / str(os.getpid())).write_text("")
+    )
+    assert prepare(make_config(examples, num_proc=num_proc)).manifest["shards"]["made"] > 2
+    workers = {int(path.name) for path in told.iterdir()}
+    assert len(workers) == (2 if num_proc == 2 else 0)
+    assert os.getpid() not in workers
 
 
 def test_the_digest_never_changes_between_releases(quickstart_set: Path) -> None:
@@ -603,23 +630,24 @@ def test_settings_may_be_keywords_but_not_beside_a_config(
 # ---- never half a set
 
 
+@pytest.mark.parametrize("place", ["shard.RowFile.write", "merge.write_splits", "merge.write_card"])
 def test_a_full_disk_leaves_the_old_set_and_no_rest(
-    made: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     before = snapshot(tmp_path)
 
     def fill(*_: object, **__: object) -> None:
-        (tmp_path / ".set.staging" / "train").mkdir(parents=True)
+        (tmp_path / ".set.staging" / "train").mkdir(parents=True, exist_ok=True)
         (tmp_path / ".set.staging" / "train" / "data-00000-of-00001.arrow").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(datasets.DatasetDict, "save_to_disk", fill)
+    monkeypatch.setattr(f"pipeline.job.{place}", fill)
     with pytest.raises(UsageError, match=r"No space left on device; about \d+ bytes are needed"):
         prepare(dataclasses.replace(made, max_len=100))
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), RuntimeError("worker died")])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("worker died")])
 def test_whatever_stops_the_job_leaves_the_old_set_and_no_rest(
     made: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -628,75 +656,11 @@ def test_whatever_stops_the_job_leaves_the_old_set_and_no_rest(
     def stop(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(build, "find_duplicates", stop)
+    monkeypatch.setattr(merge, "find_duplicates", stop)
     with pytest.raises(type(error)):
         prepare(dataclasses.replace(made, max_len=100))
     assert snapshot(tmp_path) == before
     assert prepare(made).was_ready
-
-
-KILL = """
-import json, os, signal, sys
-from pipeline.job import build
-from pipeline.job import prepare as job
-from pipeline.job import publish
-from pipeline.config import config_from_mapping
-module, name, when = sys.argv[2:]
-home = {"build": build, "job": job, "publish": publish, "target": publish.Target}[module]
-function = getattr(home, name)
-def killed(*args, **kwargs):
-    if when == "after":
-        function(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(home, name, killed)
-job.prepare(config_from_mapping(json.loads(sys.argv[1]), "test"))
-"""
-MOMENTS = [
-    ("build", "_map_lines", "after", "old"),
-    ("target", "publish", "before", "old"),
-    ("publish", "_exchange", "after", "new"),
-]
-MORE_MOMENTS = [
-    ("job", "make_seal", "before", "old"),
-    ("build", "load_table_lines", "after", "old"),
-    ("build", "_save", "before", "old"),
-    ("build", "_save", "after", "old"),
-    ("build", "write_card", "after", "old"),
-    ("publish", "sync_tree", "after", "old"),
-    ("target", "publish", "after", "new"),
-]
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "when", "left"),
-    [*MOMENTS, *(pytest.param(*moment, marks=pytest.mark.nightly) for moment in MORE_MOMENTS)],
-)
-def test_a_killed_job_leaves_a_whole_set_and_the_next_run_finishes(
-    made: PrepareConfig, tmp_path: Path, module: str, name: str, when: str, left: str
-) -> None:
-    before = snapshot(tmp_path / "set")
-    changed = dataclasses.replace(made, max_len=100)
-    done = subprocess.run(
-        [sys.executable, "-c", KILL, json.dumps(changed.to_dict()), module, name, when], cwd=ROOT
-    )
-    assert done.returncode == -signal.SIGKILL
-    assert (snapshot(tmp_path / "set") == before) == (left == "old")
-    prepared = prepare(changed)
-    assert prepared.was_ready == (left == "new")
-    assert prepared.manifest["seal"]["settings"]["max_len"] == 100
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
-def test_a_killed_first_job_leaves_nothing_that_looks_like_a_set(
-    examples: Path, make_config: ConfigMaker, tmp_path: Path
-) -> None:
-    config = make_config(examples)
-    subprocess.run(
-        [sys.executable, "-c", KILL, json.dumps(config.to_dict()), "build", "_save", "after"],
-        cwd=ROOT,
-    )
-    assert not (tmp_path / "set").exists()
-    assert not prepare(config).was_ready
 
 
 # ---- streams

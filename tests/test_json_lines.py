@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import EXCERPT_LIMIT, Rejected
-from pipeline.source.json_lines import DEPTH_LIMIT, is_one_value_over_lines, parse_line, parse_value
+from pipeline.source import json_lines
+from pipeline.source.json_lines import (
+    DEPTH_LIMIT,
+    decode_quickly,
+    find_end,
+    is_one_value_over_lines,
+    parse_line,
+    parse_value,
+)
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBERS = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
@@ -231,3 +239,84 @@ def test_a_torn_first_line_does_not_make_a_file_one_value(
 )
 def test_the_beginning_of_a_file_tells_one_value_from_lines(head: list[str], one_value: bool):
     assert is_one_value_over_lines(head) is one_value
+
+
+# ---- orjson, where it reads the same
+
+
+def spelt(characters: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.lists(characters, max_size=5).map(lambda parts: f'"{"".join(parts)}"')
+
+
+KEY_TEXTS = spelt(st.sampled_from(["a", "b", "\\u0061", '\\"', "\\\\", "é"]))
+STRING_TEXTS = spelt(
+    st.sampled_from([*"a {[,:é🙂\t\u2028\x7f", "\\n", '\\"', "\\\\", "\\/", "\\x"])
+    | st.sampled_from(["00e9", "0022", "005c", "d83d\\ude00", "d83d", "dc00"]).map("\\u".__add__)
+)
+NUMBER_TEXTS = (
+    st.from_regex(r"-?(0|[1-9][0-9]{0,24})(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?", fullmatch=True)
+    | NUMBERS.map(repr)
+    | st.sampled_from(["-0", "-0.0", "01", "1.", ".5", "+1", "NaN", "-Infinity", "1e400", "1e-400"])
+    | st.sampled_from([str(2**bits + more) for bits in (53, 63, 64, 70) for more in (-1, 0, 1)])
+)
+
+
+def joined(opened: str, items: st.SearchStrategy[str], closed: str) -> st.SearchStrategy[str]:
+    return st.tuples(st.lists(items, max_size=3), st.sampled_from([",", " , "])).map(
+        lambda parts: opened + parts[1].join(parts[0]) + closed
+    )
+
+
+JSON_TEXTS = st.recursive(
+    STRING_TEXTS | NUMBER_TEXTS | st.sampled_from(["null", "true", "false", "True"]),
+    lambda inner: (
+        joined("[", inner, "]")
+        | joined("{", st.tuples(KEY_TEXTS, inner).map(":".join), "}")
+        | joined("{ ", st.tuples(st.just('"a"'), inner).map(" : ".join), " }")
+    ),
+    max_leaves=10,
+)
+
+
+def outcome_of(text: str) -> tuple[str, ...]:
+    try:
+        return (repr(parse_value(text)),)
+    except Rejected as error:
+        return error.code, error.reason, error.excerpt
+
+
+@given(JSON_TEXTS | st.tuples(JSON_TEXTS, JSON_TEXTS).map("".join))
+def test_the_quick_way_gives_what_the_slow_way_gives(text: str) -> None:
+    quick = outcome_of(text)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(json_lines, "decode_quickly", lambda text: None)
+        assert quick == outcome_of(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 1}',
+        '{"a": {"b": "\\\\", "b": "\\\\"}, "c": "\\\\", "d": "\\\\"}',
+        '{"a": 1, "a": "\\u0022\\u0022"}',
+        '{"a": "x\\u005c", "a": 1}',
+        '{"a": 18446744073709551616}',
+        "[" * DEPTH_LIMIT + "[]" + "]" * DEPTH_LIMIT,
+        '"\\ud83d"',
+    ],
+)
+def test_the_quick_way_leaves_alone_what_it_would_read_otherwise(text: str) -> None:
+    assert decode_quickly(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": "\\\\"}', '{"a\\"": ["\\\\\\"", 1.5, "é"]}', "[[[]]]", '"a"']
+)
+def test_the_quick_way_reads_what_is_common(text: str) -> None:
+    assert decode_quickly(text) == json.loads(text)
+
+
+@given(value=VALUES, before=TEXTS, after=TEXTS)
+def test_the_end_of_a_value_is_found_inside_a_longer_text(value: Any, before: str, after: str):
+    text = json.dumps([value])
+    assert find_end(f"{before}{text}{after}", len(before)) == len(before) + len(text)

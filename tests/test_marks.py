@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.continuation.marks import (
     WELL_KNOWN_MARKS,
+    MarkSearch,
     find_text_flags,
     has_stray_think_mark,
     pattern_of,
@@ -29,6 +30,22 @@ def test_a_pattern_finds_what_a_search_for_each_mark_finds(marks: set[str], text
     if found:
         longest = max((mark for mark in marks if text.startswith(mark, found.start())), key=len)
         assert found[0] == longest
+
+
+@given(st.sets(st.text("ab<|[", min_size=1, max_size=4), max_size=8), st.text("ab<|[", max_size=30))
+def test_a_mark_is_found_where_a_search_for_each_finds_one(marks: set[str], text: str) -> None:
+    found = MarkSearch(marks).find_in(text)
+    assert found in marks if any(mark in text for mark in marks) else found is None
+    assert found is None or found in text
+
+
+def test_what_was_found_in_a_message_is_remembered_with_the_message() -> None:
+    asked, known = {"role": "user", "content": "print <|im_end|>"}, {}
+    assert find_text_flags([asked], TOKENS, known=known) == CONTROL
+    plain = {"role": "user", "content": "print"}
+    assert find_text_flags([plain], TOKENS, known=known) == ()
+    assert find_text_flags([plain, asked], TOKENS, known=known) == CONTROL
+    assert [message for message, _ in known.values()] == [asked, plain]
 
 
 @pytest.mark.parametrize("role", ["user", "system", "developer", "tool"])

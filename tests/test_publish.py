@@ -65,7 +65,7 @@ def test_the_new_set_takes_the_place_and_nothing_stays_beside_it(
     elif before == "old set":
         write_set(target.path, "old")
     with target.locked():
-        target.work.mkdir()
+        target.open_work("job")
         write_set(target.staging, "new")
         target.publish()
     assert content_of(target.path) == "new"
@@ -484,6 +484,28 @@ def test_between_two_renames_the_old_set_comes_back_not_the_new(target: Target) 
         assert not target.staging.exists()
 
 
+def test_an_error_between_two_renames_leaves_the_old_set(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(target.path, "old")
+    rename = Path.rename
+
+    def fail(path: Path, to: Path) -> Path:
+        if path == target.staging:
+            raise OSError(5, "Input/output error")
+        return rename(path, to)
+
+    monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", fail)
+    with target.locked():
+        write_set(target.staging, "new")
+        with pytest.raises(OSError, match="Input/output error"):
+            target.publish()
+        target.clear()
+    assert content_of(target.path) == "old"
+    assert names_in(target.path.parent) == ["set"]
+
+
 def test_what_stands_at_the_target_is_never_replaced_by_a_leftover(target: Target) -> None:
     write_set(target.path, "now")
     write_set(target.path.parent / ".set.old", "old")
@@ -498,6 +520,33 @@ def test_clearing_twice_or_with_nothing_there_is_no_error(target: Target) -> Non
     target.clear()
     target.clear()
     assert names_in(target.path.parent) == []
+
+
+# ---- shards of a job that was stopped
+
+
+def test_the_shards_of_a_job_stay_for_its_next_run_and_those_of_others_go(target: Target) -> None:
+    with target.locked():
+        (target.open_work("mine") / "00000.json").write_text("{}")
+        (target.open_work("mine") / ".00001-9-train.arrow").write_text("half")
+        target.streams.mkdir()
+    with target.locked():
+        assert names_in(target.work) == ["mine"]
+        target.streams.mkdir()
+        assert names_in(target.open_work("mine")) == ["00000.json"]
+        assert names_in(target.work) == ["mine", "streams"]
+        assert names_in(target.open_work("other")) == []
+        assert names_in(target.work) == ["other", "streams"]
+        target.clear()
+    assert names_in(target.path.parent) == []
+
+
+def test_clearing_what_was_not_published_leaves_the_shards(target: Target) -> None:
+    (target.open_work("mine") / "00000.json").write_text("{}")
+    write_set(target.staging, "half")
+    target.clear_staging()
+    assert names_in(target.path.parent) == [".set.work"]
+    assert names_in(target.work / "mine") == ["00000.json"]
 
 
 def test_clearing_leaves_the_rejects_and_the_target(target: Target) -> None:

@@ -443,3 +443,25 @@ def test_rows_of_the_families_end_as_their_servers_stop(name: str, end: str) -> 
         bos = builder.encoder.bos_id
         assert bos is None or row.input_ids[:2].tolist().count(bos) == 1
         assert not {"double_bos", "no_bos"} & set(row.flags)
+
+
+@pytest.mark.parametrize("server", ["vllm", "sglang", "plain"])
+def test_building_rows_changes_no_example(server: str) -> None:
+    """Messages are shared by the lines of a conversation and remembered by their identity."""
+    builder = make_builder(server=server, max_len=120)
+    text = (ROOT / "tests/parity/conversations.jsonl").read_text("utf-8")
+    examples = [
+        TrainingExample(
+            case["name"],
+            continuation={"role": "assistant", "content": "Line 7.", "reasoning": "Seven."},
+            messages=case["messages"],
+            decision_idx=len(case["messages"]),
+            tools=case.get("tools"),
+            chat_template_kwargs=case.get("chat_template_kwargs", {}),
+        )
+        for case in map(json.loads, text.rstrip().split("\n"))
+    ]
+    before = repr(examples)
+    rows = build(builder, examples)
+    assert any(isinstance(row, BoundedRow) for row in rows)
+    assert repr(examples) == before

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import Rejected, UsageError
-from pipeline.server import ChatRequest, Rendering, load_dialect
+from pipeline.server import ChatRequest, Rendering, SharedWork, load_dialect
 from pipeline.server.vllm import VllmDialect
+from pipeline.server.vllm_messages import rewrite_message, rewrite_messages, rewrite_text
 from pipeline.template.chat_template import ChatTemplates
 
 AS_TEXT = "{{ messages | tojson }}{{ tools | tojson }}"
@@ -274,3 +277,76 @@ def test_numbers_reach_the_template_as_json_gave_them() -> None:
 
 def test_a_lone_surrogate_passes_through_untouched() -> None:
     assert "\ud800" in render([user("\ud800")], "{{ messages[0].content }}").text
+
+
+# Work that requests share
+
+
+@given(
+    st.sampled_from(["user", "assistant", "tool", "system", "developer", "critic", ""]),
+    st.sampled_from(["", "x", "x-anthropic-billing-header: a", "x-anthropic-billing-header\nb"]),
+    st.sampled_from(["string", "openai"]),
+    st.booleans(),
+)
+def test_a_message_that_is_one_text_is_rewritten_as_any_other(
+    role: str, content: str, form: Any, is_turned: bool
+) -> None:
+    message = {"role": role, "content": content}
+    quick = rewrite_text(dict(reversed(message.items())) if is_turned else message, form)
+    if quick is not None:
+        assert repr(quick.fields) == repr(rewrite_message(message, "here", form).fields)
+    assert (quick is None) == (role not in ("user", "assistant", "tool", "system")) or (
+        role == "system" and content.startswith("x-anthropic")
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": ["x"]},
+        {"role": "user", "content": "x", "name": "n"},
+        {"role": "user", "text": "x"},
+        {"role": 7, "content": "x"},
+        ["role", "content"],
+    ],
+)
+def test_a_message_that_is_more_than_one_text_is_left_to_the_rules(message: Any) -> None:
+    assert rewrite_text(message, "string") is None
+
+
+def test_messages_that_were_rewritten_before_are_not_rewritten_again() -> None:
+    known: dict[int, Any] = {}
+    talk = [user("a"), answer_with(call("[]")), user("b")]
+    first = rewrite_messages(talk, "string", known)
+    again = rewrite_messages(talk[:2], "string", known)
+    assert [first.conversation[0], first.conversation[1]] == again.conversation
+    assert again.conversation[1] is first.conversation[1]
+    assert again.arguments_coerced
+    assert again.lacks_ids
+    assert not rewrite_messages(talk[:1], "string", known).lacks_ids
+
+
+def test_requests_with_one_tool_list_share_what_is_made_of_it() -> None:
+    shared, made = SharedWork(), list[int]()
+    tools, equal_tools = [TOOL], [dict(TOOL)]
+
+    def make() -> int:
+        made.append(1)
+        return len(made)
+
+    assert [shared.once("n", make, tools), shared.once("n", make, tools)] == [1, 1]
+    assert shared.once("n", make, equal_tools) == 2
+    assert shared.once("m", make, tools) == 3
+
+
+def test_a_shared_batch_renders_what_each_request_renders_alone() -> None:
+    shared, dialect = SharedWork(), VllmDialect.from_options({}, "qwen2")
+    source = AS_TEXT + "{{ enable_thinking }}"
+    templates = make_templates(source)
+    talk = [user("a"), answer_with(call(id="call00001")), {"role": "tool", "content": "b"}]
+    for tools in (None, [TOOL], [{"type": "function", "function": {"name": "g"}}]):
+        for kwargs in ({}, {"enable_thinking": False}, {"enable_thinking": True}):
+            for messages in (talk[:1], talk, talk[:2]):
+                request = ChatRequest(messages, tools, kwargs, shared)
+                expected = render(messages, source, tools, kwargs)
+                assert dialect.render_prompt(request, templates) == expected

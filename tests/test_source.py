@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import hashlib
 import json
-import os
 import pickle
 import random
 import subprocess
 import sys
-import threading
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
@@ -25,14 +21,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import EXCERPT_LIMIT, Rejected, UnreadableFile
 from pipeline.source import lines as source
-from pipeline.source.lines import (
-    SourceFile,
-    find_files,
-    hash_file,
-    load_lines,
-    parse_line,
-    read_lines,
-)
+from pipeline.source.files import SourceFile, find_files
+from pipeline.source.json_lines import parse_line
+from pipeline.source.lines import read_lines
+from tests.conftest import read_input
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -108,12 +100,12 @@ def test_any_lines_come_back_as_they_were_written(
     content = mark + line_end.join(lines).encode() + (line_end.encode() if ended and lines else b"")
     path = tmp_path / f"in.jsonl{suffix}"
     path.write_bytes(PACKED[suffix](content))
-    loaded = load_lines([SourceFile(path, "in")], tmp_path / "lines.arrow")
-    assert loaded.dataset["text"] == lines
-    assert loaded.dataset["line"] == list(range(1, len(lines) + 1))
-    assert (loaded.rejects, loaded.records[0].lines) == ((), len(lines))
+    read = read_input([SourceFile(path, "in")])
+    assert read.texts == lines
+    assert read.places == [("in", number) for number in range(1, len(lines) + 1)]
+    assert (read.rejects, read.pieces[0].lines) == ([], len(lines))
     if quoted:
-        assert [parse_line(text)["t"] for text in loaded.dataset["text"]] == texts
+        assert [parse_line(text)["t"] for text in read.texts] == texts
 
 
 def test_lines_end_at_newlines_alone(write_file: WriteFile):
@@ -131,23 +123,20 @@ def test_carriage_returns_alone_are_no_line_ends(write_file: WriteFile):
     assert outcomes(write_file(f"{ROW_A}\r{ROW_B}\r".encode())) == ["1:bad_json"]
 
 
-def test_one_byte_order_mark_is_dropped_at_the_start_of_every_file(
-    write_file: WriteFile, tmp_path: Path
-):
+def test_one_byte_order_mark_is_dropped_at_the_start_of_every_file(write_file: WriteFile):
     files = [write_file(codecs.BOM_UTF8 + ROW_A.encode(), name) for name in ("1.jsonl", "2.jsonl")]
-    loaded = load_lines(files, tmp_path / "lines.arrow")
-    assert loaded.dataset["text"] == [ROW_A, ROW_A]
+    assert read_input(files).texts == [ROW_A, ROW_A]
     joined = write_file((codecs.BOM_UTF8 + ROW_A.encode() + b"\n") * 2)
     assert outcomes(joined) == ["a", "2:bad_json"]
     assert outcomes(write_file(codecs.BOM_UTF8 * 2 + ROW_A.encode())) == ["1:bad_json"]
     assert outcomes(write_file(codecs.BOM_UTF8)) == []
 
 
-def test_blank_lines_are_no_rows_and_are_counted_apart(write_file: WriteFile, tmp_path: Path):
+def test_blank_lines_are_no_rows_and_are_counted_apart(write_file: WriteFile):
     file = write_file(["", ROW_A, " \t", "\r", ROW_B, "\x0b\x0c"])
     assert [line.line for line in read_lines(file)] == [2, 5]
-    (record,) = load_lines([file], tmp_path / "lines.arrow").records
-    assert (record.lines, record.blank_lines) == (2, 4)
+    (piece,) = read_input([file]).pieces
+    assert (piece.lines, piece.blank_lines) == (2, 4)
 
 
 def test_white_space_beyond_ascii_is_not_blank(write_file: WriteFile):
@@ -232,9 +221,7 @@ def test_zero_bytes_of_a_crashed_writer_are_one_bad_line(write_file: WriteFile):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_cut_archive_stops_the_load_and_leaves_no_rows(
-    write_file: WriteFile, tmp_path: Path, suffix: str
-):
+def test_a_cut_archive_is_named_with_the_line_where_it_ends(write_file: WriteFile, suffix: str):
     rng = random.Random(0)
     rows = [json.dumps({"id": str(rng.random())}) for _ in range(400)]
     members = [
@@ -248,8 +235,7 @@ def test_a_cut_archive_stops_the_load_and_leaves_no_rows(
     assert f"in.jsonl{suffix}:{fault.line}: unreadable_file: the " in str(fault)
     assert "data is cut" in fault.reason
     with pytest.raises(UnreadableFile):
-        load_lines([file], tmp_path / "scratch" / "lines.arrow")
-    assert list((tmp_path / "scratch").iterdir()) == []
+        read_input([file])
 
 
 def test_plain_text_named_gz_is_unreadable(write_file: WriteFile):
@@ -334,106 +320,41 @@ def test_a_folder_and_a_vanished_file_are_unreadable(tmp_path: Path):
     assert str(fault).startswith("gone.jsonl:1: unreadable_file: cannot be read (No such file")
 
 
-# ---- the data set --------------------------------------------------------------------------------
+# ---- an input of files --------------------------------------------------------------------------
 
 
-def test_rows_and_records_follow_the_files_in_order(write_file: WriteFile, tmp_path: Path):
+def test_lines_and_records_follow_the_files_in_order(write_file: WriteFile, tmp_path: Path):
     write_file([ROW_B], "data/b.jsonl")
     write_file(gzip.compress(f"\n{ROW_A}\n{ROW_B}".encode()), "data/a/z.jsonl.gz")
-    files = find_files(str(tmp_path / "data"))
-    loaded = load_lines(files, tmp_path / "lines.arrow")
-    assert loaded.dataset.to_list() == [
-        {"file": "a/z.jsonl.gz", "line": 2, "text": ROW_A},
-        {"file": "a/z.jsonl.gz", "line": 3, "text": ROW_B},
-        {"file": "b.jsonl", "line": 1, "text": ROW_B},
-    ]
-    assert [(record.name, record.lines, record.blank_lines) for record in loaded.records] == [
+    read = read_input(find_files(str(tmp_path / "data")))
+    assert read.places == [("a/z.jsonl.gz", 2), ("a/z.jsonl.gz", 3), ("b.jsonl", 1)]
+    assert read.texts == [ROW_A, ROW_B, ROW_B]
+    assert [(piece.file, piece.lines, piece.blank_lines) for piece in read.pieces] == [
         ("a/z.jsonl.gz", 2, 1),
         ("b.jsonl", 1, 0),
     ]
-    for file, record in zip(files, loaded.records, strict=True):
-        assert record.bytes == file.path.stat().st_size
-        assert record.sha256 == hash_file(file)
-        assert record.sha256 == hashlib.sha256(file.path.read_bytes()).hexdigest()
 
 
-def test_the_columns_have_the_same_types_whatever_the_lines_hold(
-    write_file: WriteFile, tmp_path: Path
-):
-    for i, lines in enumerate([[], ["2024-03-01"], ["null", "7"]]):
-        dataset = load_lines([write_file(lines)], tmp_path / f"{i}.arrow").dataset
-        assert dataset["text"] == lines
-        assert dataset.features == datasets.Features(
-            file=datasets.Value("string"),
-            line=datasets.Value("int64"),
-            text=datasets.Value("large_string"),
-        )
+@pytest.mark.parametrize("lines", [[], ["2024-03-01"], ["null", "7"]])
+def test_a_line_is_text_whatever_it_looks_like(write_file: WriteFile, lines: list[str]):
+    assert read_input([write_file(lines)]).texts == lines
 
 
-def test_no_lines_at_all_are_an_empty_data_set(write_file: WriteFile, tmp_path: Path):
-    loaded = load_lines([write_file(b"")], tmp_path / "lines.arrow")
-    assert (len(loaded.dataset), loaded.rejects, loaded.records[0].lines) == (0, (), 0)
-    assert len(loaded.dataset.map(lambda batch: batch, batched=True)) == 0
-    assert len(load_lines([], tmp_path / "none.arrow").dataset) == 0
-
-
-def test_a_small_batch_changes_nothing(
-    write_file: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    file = write_file([ROW_A, ROW_B] * 50)
-    whole = load_lines([file, file], tmp_path / "whole.arrow").dataset
-    monkeypatch.setattr(source, "BATCH_CHARACTERS", 100)
-    parts = load_lines([file, file], tmp_path / "parts.arrow").dataset
-    assert parts.data.column("text").num_chunks > whole.data.column("text").num_chunks == 1
-    assert parts.to_list() == whole.to_list()
-
-
-def test_rejects_carry_file_and_line_and_every_line_is_accounted_for(
-    write_file: WriteFile, tmp_path: Path
-):
+def test_rejects_carry_file_and_line_and_every_line_is_accounted_for(write_file: WriteFile):
     file = write_file(f"{ROW_A}\n\n".encode() + b"\xff\n" + b"x" * 200)
-    loaded = load_lines([file], tmp_path / "lines.arrow", max_line_bytes=100)
-    assert [(each.file, each.line, each.id, each.code) for each in loaded.rejects] == [
-        ("in.jsonl", 3, "", "bad_encoding"),
-        ("in.jsonl", 4, "", "line_too_long"),
+    read = read_input([file], max_line_bytes=100)
+    assert [(name, line, reject.code) for name, line, reject in read.rejects] == [
+        ("in.jsonl", 3, "bad_encoding"),
+        ("in.jsonl", 4, "line_too_long"),
     ]
-    assert loaded.rejects[0].excerpt == "\\xff"
-    (record,) = loaded.records
-    assert record.lines == len(loaded.dataset) + len(loaded.rejects) == 3
-
-
-def test_a_failed_load_leaves_the_older_cache_file_alone(write_file: WriteFile, tmp_path: Path):
-    cache = tmp_path / "cache" / "lines.arrow"
-    load_lines([write_file([ROW_A])], cache)
-    before = cache.read_bytes()
-    with pytest.raises(UnreadableFile):
-        load_lines([write_file([ROW_B]), SourceFile(tmp_path / "gone", "gone")], cache)
-    assert cache.read_bytes() == before
-    assert list(cache.parent.iterdir()) == [cache]
-
-
-def test_the_cache_file_opens_in_another_process_and_pickles(write_file: WriteFile, tmp_path: Path):
-    loaded = load_lines([write_file([ROW_A])], tmp_path / "lines.arrow")
-    copy = pickle.loads(pickle.dumps(loaded))  # noqa: S301
-    assert copy.dataset.to_list() == loaded.dataset.to_list()
-    assert copy.records == loaded.records
-
-
-def test_a_fifo_is_loaded_as_it_comes(tmp_path: Path):
-    fifo = tmp_path / "pipe"
-    os.mkfifo(fifo)
-    content = gzip.compress(f"{ROW_A}\n".encode() * 50_000)
-    writer = threading.Thread(target=fifo.write_bytes, args=[content])
-    writer.start()
-    loaded = load_lines(find_files(str(fifo)), tmp_path / "lines.arrow")
-    writer.join()
-    assert len(loaded.dataset) == 50_000
-    assert loaded.records[0].sha256 == hashlib.sha256(content).hexdigest()
+    assert read.rejects[0][2].excerpt == "\\xff"
+    assert read.pieces[0].lines == len(read.texts) + len(read.rejects) == 3
 
 
 def test_stdin_is_read_by_lines(repository: Path):
     code = (
-        "from pipeline.source.lines import *;"
+        "from pipeline.source.files import find_files;"
+        "from pipeline.source.lines import read_lines;"
         "print([(line.line, line.text) for line in read_lines(find_files('-')[0])])"
     )
     ended = subprocess.run(
@@ -448,31 +369,37 @@ def test_stdin_is_read_by_lines(repository: Path):
 
 PEAK_MEMORY = """
 import resource, sys
-from pathlib import Path
-from pipeline.source.lines import find_files, load_lines
+from pipeline.source.files import find_files
+from pipeline.source.plan import plan_shards
+from pipeline.source.tables import open_piece
 
 def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-load_lines([], Path(sys.argv[2]))
 before = peak_mib()
-load_lines(find_files(sys.argv[1]), Path(sys.argv[2]))
-print(peak_mib() - before)
+lines = 0
+for shard in plan_shards(find_files(sys.argv[1])).shards:
+    for piece in shard.pieces:
+        lines += sum(1 for _ in open_piece(piece))
+print(lines, peak_mib() - before)
 """
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("suffix", sorted(PACKED))
-def test_a_gigabyte_is_loaded_in_bounded_memory(tmp_path: Path, repository: Path, suffix: str):
+def test_a_gigabyte_is_read_in_bounded_memory(tmp_path: Path, repository: Path, suffix: str):
     block = (ROW_A.replace("x", "é" * 400) + "\n").encode() * 1000
+    blocks = 2**30 // len(block)
     path = tmp_path / f"big.jsonl{suffix}"
     opened: Any = {"": open, ".gz": gzip.open, ".zst": zstandard.open}[suffix]
     with opened(path, "wb") as stream:
-        for _ in range(2**30 // len(block)):
+        for _ in range(blocks):
             stream.write(block)
-    arguments = [sys.executable, "-c", PEAK_MEMORY, str(path), str(tmp_path / "lines.arrow")]
+    arguments = [sys.executable, "-c", PEAK_MEMORY, str(path)]
     ended = subprocess.run(arguments, capture_output=True, cwd=repository, check=True)
-    assert float(ended.stdout) < 256  # MiB above what importing takes
+    lines, peak = ended.stdout.split()
+    assert int(lines) == blocks * 1000
+    assert float(peak) < 128  # MiB above what importing takes
 
 
 # ---- the case files beside the repository --------------------------------------------------------
@@ -516,14 +443,10 @@ def test_a_case_file_ends_as_the_fault_log_says(shared: Path, name: str, expecte
         ("zst_multiframe_truncated.jsonl.zst", 29),
     ],
 )
-def test_a_case_file_that_cannot_be_read_to_its_end_stops_the_job(
-    shared: Path, tmp_path: Path, name: str, line: int
-):
-    file = SourceFile(shared / "cases" / name, name)
+def test_a_case_file_that_cannot_be_read_to_its_end_is_named(shared: Path, name: str, line: int):
     with pytest.raises(UnreadableFile) as caught:
-        load_lines([file], tmp_path / "cache" / "lines.arrow")
+        read_input([SourceFile(shared / "cases" / name, name)])
     assert (caught.value.file, caught.value.line) == (name, line)
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -541,13 +464,13 @@ CHANGED_BY_OTHER_READERS = [
 
 
 @pytest.mark.parametrize("name", CHANGED_BY_OTHER_READERS)
-def test_a_case_file_keeps_every_value_as_python_reads_it(shared: Path, tmp_path: Path, name: str):
+def test_a_case_file_keeps_every_value_as_python_reads_it(shared: Path, name: str):
     path = shared / "cases" / f"{name}.jsonl"
-    loaded = load_lines([SourceFile(path, name)], tmp_path / "lines.arrow")
+    texts = read_input([SourceFile(path, name)]).texts
     lines = path.read_bytes().decode().split("\n")[:-1]
-    assert loaded.dataset["text"] == lines
+    assert texts == lines
     # `repr` tells 1 from "1", from 1.0 and from True, and keeps the order of the keys.
-    parsed = [parse_line(text) for text in loaded.dataset["text"]]
+    parsed = [parse_line(text) for text in texts]
     assert repr(parsed) == repr([json.loads(line) for line in lines])
 
 
@@ -562,9 +485,7 @@ def test_a_case_file_keeps_every_value_as_python_reads_it(shared: Path, tmp_path
         [{"p": {"a": 1}}, {"p": {"b": "x"}}, {}],
     ],
 )
-def test_values_of_one_key_keep_their_own_types(
-    write_file: WriteFile, tmp_path: Path, values: list[Any]
-):
+def test_values_of_one_key_keep_their_own_types(write_file: WriteFile, values: list[Any]):
     rows = [{"id": str(i), "value": value} for i, value in enumerate(values)] + [{"id": "last"}]
-    loaded = load_lines([write_file([json.dumps(row) for row in rows])], tmp_path / "lines.arrow")
-    assert repr([parse_line(text) for text in loaded.dataset["text"]]) == repr(rows)
+    read = read_input([write_file([json.dumps(row) for row in rows])])
+    assert repr([parse_line(text) for text in read.texts]) == repr(rows)

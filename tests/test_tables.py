@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import decimal
 import gzip
-import hashlib
 import json
 import math
 import tempfile
@@ -25,8 +24,10 @@ from pipeline.formats import read_example, recognise_format
 from pipeline.source.cells import write_json
 from pipeline.source.files import SourceFile
 from pipeline.source.json_lines import parse_line
-from pipeline.source.lines import LINE_SCHEMA, LoadedLines
-from pipeline.source.tables import is_table, load_table_lines, open_table
+from pipeline.source.lines import Reading
+from pipeline.source.plan import whole_piece
+from pipeline.source.tables import is_table, open_table, read_file
+from tests.conftest import ReadInput, read_input
 
 Row = dict[str, Any]
 
@@ -49,18 +50,21 @@ def write_stream(path: Path, table: pa.Table, rows_per_batch: int = 1000) -> Sou
     return file_at(path)
 
 
-def load(*files: SourceFile, **options: Any) -> LoadedLines:
-    cache = files[0].path.with_name("cache") / "lines.arrow"
-    return load_table_lines(files, cache, **options)
+def read_one(file: SourceFile, **options: Any) -> ReadInput:
+    return read_input([file], **options)
 
 
-def rows_of(loaded: LoadedLines) -> list[Row]:
-    return [parse_line(text) for text in loaded.dataset["text"]]
+def open_whole(file: SourceFile) -> Reading:
+    return open_table(whole_piece(file))
 
 
-def only_reject(loaded: LoadedLines) -> tuple[int, str, str]:
-    (reject,) = loaded.rejects
-    return reject.line, reject.code, reject.reason
+def rows_of(read: ReadInput) -> list[Row]:
+    return [parse_line(text) for text in read.texts]
+
+
+def only_reject(read: ReadInput) -> tuple[int, str, str]:
+    ((_, line, reject),) = read.rejects
+    return line, reject.code, reject.reason
 
 
 # ---- what is read
@@ -73,7 +77,7 @@ ROWS: list[Row] = [
 
 
 @pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
-def test_rows_become_lines_of_the_schema_that_jsonl_files_have(kind: str, tmp_path: Path) -> None:
+def test_rows_become_the_lines_that_a_jsonl_file_would_have(kind: str, tmp_path: Path) -> None:
     table = pa.Table.from_pylist(ROWS)
     path = tmp_path / ("rows.parquet" if kind == "parquet" else "rows.arrow")
     if kind == "parquet":
@@ -83,20 +87,18 @@ def test_rows_become_lines_of_the_schema_that_jsonl_files_have(kind: str, tmp_pa
     else:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    loaded = load(file_at(path))
-    assert loaded.dataset.data.schema.remove_metadata() == LINE_SCHEMA
-    assert rows_of(loaded) == ROWS
-    assert loaded.dataset["line"][:] == [1, 2]
-    assert loaded.dataset["file"][:] == [path.name] * 2
-    (record,) = loaded.records
-    assert record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (record.bytes, record.lines, record.blank_lines) == (path.stat().st_size, 2, 0)
+    read = read_one(file_at(path))
+    assert rows_of(read) == ROWS
+    assert read.places == [(path.name, 1), (path.name, 2)]
+    (piece,) = read.pieces
+    assert (piece.file, piece.lines, piece.blank_lines) == (path.name, 2, 0)
+    assert [line.text for line in read_file(file_at(path))] == read.texts
 
 
 def test_text_is_written_as_it_is(tmp_path: Path) -> None:
     texts = ["ä 日本 😀", "tab\tnew\nline\u2028", "42", " x ", '"quoted"', "\u0000"]
     rows = [{"prompt": text, "completion": text} for text in texts]
-    assert rows_of(load(write_parquet(tmp_path / "t.parquet", rows))) == rows
+    assert rows_of(read_one(write_parquet(tmp_path / "t.parquet", rows))) == rows
 
 
 def test_columns_that_no_shape_reads_are_not_read(tmp_path: Path) -> None:
@@ -109,33 +111,32 @@ def test_columns_that_no_shape_reads_are_not_read(tmp_path: Path) -> None:
             "embedding": [b"\x00"],
         }
     )
-    loaded = load(write_parquet(tmp_path / "t.parquet", table))
-    assert rows_of(loaded) == [{"prompt": "p", "completion": "c"}]
-    assert not loaded.rejects
+    read = read_one(write_parquet(tmp_path / "t.parquet", table))
+    assert rows_of(read) == [{"prompt": "p", "completion": "c"}]
+    assert not read.rejects
 
 
 def test_tables_and_jsonl_files_are_read_in_the_order_given(tmp_path: Path) -> None:
     table = write_parquet(tmp_path / "b.parquet", ROWS)
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"id": "x", "messages": []}\n\nnot JSON\n', encoding="utf-8")
-    loaded = load(table, file_at(lines))
-    assert loaded.dataset["file"][:] == ["b.parquet", "b.parquet", "a.jsonl", "a.jsonl"]
-    assert loaded.dataset["line"][:] == [1, 2, 1, 3]
-    assert [record.lines for record in loaded.records] == [2, 2]
+    read = read_input([table, file_at(lines)])
+    assert read.places == [("b.parquet", 1), ("b.parquet", 2), ("a.jsonl", 1), ("a.jsonl", 3)]
+    assert [piece.lines for piece in read.pieces] == [2, 2]
     assert (is_table(table), is_table(file_at(lines))) == (True, False)
 
 
 def test_row_numbers_run_on_over_batches_and_row_groups(tmp_path: Path) -> None:
     rows = [{"prompt": str(index), "completion": "x" * 50_000} for index in range(300)]
-    loaded = load(write_parquet(tmp_path / "t.parquet", rows, row_group_size=70))
-    assert loaded.dataset["line"][:] == list(range(1, 301))
-    assert [row["prompt"] for row in rows_of(loaded)] == [str(index) for index in range(300)]
+    read = read_one(write_parquet(tmp_path / "t.parquet", rows, row_group_size=70))
+    assert [line for _, line in read.places] == list(range(1, 301))
+    assert [row["prompt"] for row in rows_of(read)] == [str(index) for index in range(300)]
 
 
 def test_a_table_without_rows_has_no_lines(tmp_path: Path) -> None:
     table = pa.table({"prompt": pa.array([], pa.string())})
-    loaded = load(write_parquet(tmp_path / "t.parquet", table))
-    assert (len(loaded.dataset), loaded.records[0].lines) == (0, 0)
+    read = read_one(write_parquet(tmp_path / "t.parquet", table))
+    assert (read.lines, read.pieces[0].lines) == ([], 0)
 
 
 CELLS = st.none() | st.text(st.characters(exclude_categories=["Cs"]))
@@ -146,7 +147,7 @@ def test_any_rows_come_back_without_their_null_columns(rows: list[Row]) -> None:
     kinds = {"id": pa.string(), "tools": pa.list_(pa.string()), "input": pa.large_string()}
     table = pa.Table.from_pylist(rows, schema=pa.schema(kinds))
     with tempfile.TemporaryDirectory() as folder:
-        reading = open_table(write_parquet(Path(folder, "t.parquet"), table, row_group_size=2))
+        reading = open_whole(write_parquet(Path(folder, "t.parquet"), table, row_group_size=2))
         read = [parse_line(line.text or "") for line in reading]
         assert reading.record().lines == len(rows)
     assert read == [{key: row[key] for key in row if row[key] is not None} for row in rows]
@@ -165,7 +166,7 @@ def test_any_rows_come_back_without_their_null_columns(rows: list[Row]) -> None:
 def test_every_kind_of_text_column_is_text(kind: pa.DataType, tmp_path: Path) -> None:
     table = pa.table({"prompt": pa.array(["p", None, "p"]).cast(kind)})
     path = write_stream(tmp_path / "t.arrow", table)
-    assert rows_of(load(path)) == [{"prompt": "p"}, {}, {"prompt": "p"}]
+    assert rows_of(read_one(path)) == [{"prompt": "p"}, {}, {"prompt": "p"}]
 
 
 def test_numbers_keep_their_value_and_kind(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_numbers_keep_their_value_and_kind(tmp_path: Path) -> None:
             "label": [True],
         }
     )
-    (text,) = load(write_parquet(tmp_path / "t.parquet", table)).dataset["text"]
+    (text,) = read_one(write_parquet(tmp_path / "t.parquet", table)).texts
     assert text == (
         '{"id": 9223372036854775809, "weight": 0.10000000149011612, "input": 1.0, "label": true}'
     )
@@ -186,15 +187,15 @@ def test_numbers_keep_their_value_and_kind(tmp_path: Path) -> None:
 def test_a_map_is_an_object(tmp_path: Path) -> None:
     kind = pa.map_(pa.string(), pa.list_(pa.int64()))
     table = pa.table({"chat_template_kwargs": pa.array([[("a", [1]), ("b", None)], None], kind)})
-    loaded = load(write_parquet(tmp_path / "t.parquet", table))
-    assert rows_of(loaded) == [{"chat_template_kwargs": {"a": [1], "b": None}}, {}]
+    read = read_one(write_parquet(tmp_path / "t.parquet", table))
+    assert rows_of(read) == [{"chat_template_kwargs": {"a": [1], "b": None}}, {}]
 
 
 def test_memory_stays_bounded_however_long_the_table_is(tmp_path: Path) -> None:
     rows = [{"prompt": "p" * 20_000, "completion": "c"}] * 3000
     file = write_parquet(tmp_path / "t.parquet", rows, use_dictionary=False, compression="zstd")
     tracemalloc.start()
-    count = sum(1 for _ in open_table(file))
+    count = sum(1 for _ in open_whole(file))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 3000
@@ -223,33 +224,33 @@ def test_a_value_that_json_lacks_is_a_reject_with_its_place(
     values: list[Any], code: str, words: str, tmp_path: Path
 ) -> None:
     table = pa.table({"id": ["a", "b"], "reason": pa.array([None, *values])})
-    loaded = load(write_parquet(tmp_path / "t.parquet", table))
-    line, found, reason = only_reject(loaded)
+    read = read_one(write_parquet(tmp_path / "t.parquet", table))
+    line, found, reason = only_reject(read)
     assert (line, found, reason.startswith(words)) == (2, code, True), reason
-    assert loaded.dataset["line"][:] == [1]
-    assert loaded.records[0].lines == 2
+    assert read.places == [("t.parquet", 1)]
+    assert read.pieces[0].lines == 2
 
 
 def test_a_text_that_is_not_utf8_is_one_reject(tmp_path: Path) -> None:
     good = pa.array([b"fine", b"caf\xe9 au lait", b"fine too"])
     texts = pa.Array.from_buffers(pa.string(), 3, good.buffers())
-    loaded = load(write_stream(tmp_path / "t.arrow", pa.table({"prompt": texts})))
-    line, code, reason = only_reject(loaded)
+    read = read_one(write_stream(tmp_path / "t.arrow", pa.table({"prompt": texts})))
+    line, code, reason = only_reject(read)
     assert (line, code, "byte 0xe9" in reason) == (2, "bad_encoding", True)
-    assert "caf\\xe9 au" in loaded.rejects[0].excerpt
-    assert [row["prompt"] for row in rows_of(loaded)] == ["fine", "fine too"]
+    assert "caf\\xe9 au" in read.rejects[0][2].excerpt
+    assert [row["prompt"] for row in rows_of(read)] == ["fine", "fine too"]
 
 
 def test_a_map_with_a_key_twice_is_a_reject(tmp_path: Path) -> None:
     kind = pa.map_(pa.string(), pa.int64())
     table = pa.table({"chat_template_kwargs": pa.array([[("a", 1), ("a", 2)]], kind)})
-    assert only_reject(load(write_parquet(tmp_path / "t.parquet", table)))[1] == "bad_json"
+    assert only_reject(read_one(write_parquet(tmp_path / "t.parquet", table)))[1] == "bad_json"
 
 
 def test_a_row_longer_than_a_line_may_be_is_a_reject(tmp_path: Path) -> None:
     rows = [{"prompt": "ä" * 40}, {"prompt": "ok"}]
-    loaded = load(write_parquet(tmp_path / "t.parquet", rows), max_line_bytes=60)
-    assert only_reject(loaded)[:2] == (1, "line_too_long")
+    read = read_one(write_parquet(tmp_path / "t.parquet", rows), max_line_bytes=60)
+    assert only_reject(read)[:2] == (1, "line_too_long")
 
 
 @given(
@@ -279,10 +280,10 @@ def test_null_arguments_in_a_struct_are_refused_and_whole_ones_are_read(tmp_path
         {"id": "b", "messages": [turn({"x": 1, "y": {"z": None}})]},
         {"id": "c", "messages": [turn({"x": 2})]},
     ]
-    loaded = load(write_parquet(tmp_path / "t.parquet", rows))
-    assert [reject.line for reject in loaded.rejects] == [2, 3]
-    assert "messages.tool_calls.function.arguments: null in a struct" in loaded.rejects[0].reason
-    assert rows_of(loaded) == rows[:1]
+    read = read_one(write_parquet(tmp_path / "t.parquet", rows))
+    assert [line for _, line, _ in read.rejects] == [2, 3]
+    assert "messages.tool_calls.function.arguments: null in a struct" in read.rejects[0][2].reason
+    assert rows_of(read) == rows[:1]
 
 
 TOOLS = [{"function": {"name": "f", "parameters": {"x": 1.5, "y": 12345678901234567890}}}]
@@ -301,7 +302,7 @@ def test_a_json_column_of_objects_comes_out_as_its_text_says(kind: str, tmp_path
     table = json_table(features, {"messages": [turns, None], "tools": [TOOLS, None]})
     path = tmp_path / f"t.{kind}"
     file = write_parquet(path, table) if kind == "parquet" else write_stream(path, table)
-    assert rows_of(load(file)) == [{"messages": turns, "tools": TOOLS}, {}]
+    assert rows_of(read_one(file)) == [{"messages": turns, "tools": TOOLS}, {}]
 
 
 @pytest.mark.parametrize(
@@ -321,16 +322,15 @@ def test_a_json_column_that_may_be_text_stops_the_job(
 ) -> None:
     file = write_stream(tmp_path / "t.arrow", json_table(features, values))
     with pytest.raises(UnreadableFile, match="give the JSONL file") as caught:
-        load(file)
+        read_one(file)
     assert caught.value.reason.startswith(f"{place}: of datasets' type Json")
-    assert not (tmp_path / "cache" / "lines.arrow").exists()
 
 
 def test_a_json_value_that_is_no_object_is_a_reject(tmp_path: Path) -> None:
     table = json_table({"tools": datasets.Json()}, {"tools": [TOOLS, "[]", "42"]})
-    loaded = load(write_stream(tmp_path / "t.arrow", table))
-    assert only_reject(loaded)[:2] == (3, "wrong_type")
-    assert rows_of(loaded) == [{"tools": TOOLS}, {"tools": []}]
+    read = read_one(write_stream(tmp_path / "t.arrow", table))
+    assert only_reject(read)[:2] == (3, "wrong_type")
+    assert rows_of(read) == [{"tools": TOOLS}, {"tools": []}]
 
 
 # ---- files that cannot be read
@@ -338,8 +338,7 @@ def test_a_json_value_that_is_no_object_is_a_reject(tmp_path: Path) -> None:
 
 def refused(*files: SourceFile) -> UnreadableFile:
     with pytest.raises(UnreadableFile) as caught:
-        load(*files)
-    assert not (files[0].path.with_name("cache") / "lines.arrow").exists()
+        read_input(files)
     return caught.value
 
 
@@ -404,8 +403,8 @@ def test_null_filled_rows_of_a_table_give_the_examples_of_the_lines(tmp_path: Pa
         },
     ]
     table = pa.Table.from_struct_array(pa.array(rows))
-    loaded = load(write_parquet(tmp_path / "t.parquet", table))
-    for before, after in zip(rows, rows_of(loaded), strict=True):
+    read = read_one(write_parquet(tmp_path / "t.parquet", table))
+    for before, after in zip(rows, rows_of(read), strict=True):
         assert recognise_format(after) == recognise_format(before)
         assert read_example(after, "own", "x:1") == read_example(before, "own", "x:1")
 
@@ -421,9 +420,9 @@ def test_real_conversations_give_the_same_examples_from_a_table(
             row | ({"tools": json.dumps(row["tools"])} if "tools" in row else {}) for row in rows
         ]
         table = pa.Table.from_struct_array(pa.array(stored))
-        loaded = load(write_parquet(tmp_path / f"{name}.parquet", table, row_group_size=40))
-        assert len(loaded.dataset) == len(rows)
-        for before, after in zip(rows, rows_of(loaded), strict=True):
+        read = read_one(write_parquet(tmp_path / f"{name}.parquet", table, row_group_size=40))
+        assert len(read.texts) == len(rows)
+        for before, after in zip(rows, rows_of(read), strict=True):
             shape = recognise_format(before)
             assert recognise_format(after) == shape
             assert read_example(after, shape, "x") == read_example(before, shape, "x")

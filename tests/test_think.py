@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipeline.continuation import think
 from pipeline.continuation.think import (
     ThinkState,
     drop_supplied,
@@ -37,6 +40,35 @@ CLOSED = ThinkState("closed", "<think>\n\n</think>\n\n")
 )
 def test_only_the_last_turn_says_how_a_prompt_ends(prompt: str, state: ThinkState) -> None:
     assert read_think_state(prompt, PAIR, HEADER) == state
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *PAIR,
+                "<|im_start|>",
+                "<|im_end|>",
+                "<|im_",
+                "<thi",
+                "a",
+                " ",
+                "\n",
+                "a" * 40,
+                " " * 40,
+            ]
+        ),
+        max_size=14,
+    ).map("".join),
+    st.sampled_from([HEADER, re.compile(r"\S"), re.compile("(?!)")]),
+)
+def test_the_end_alone_says_what_the_whole_prompt_says(prompt: str, later: re.Pattern[str]) -> None:
+    states: list[ThinkState] = []
+    for tail in (8, 64, 10**6):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(think, "_TAIL", tail)
+            states.append(read_think_state(prompt, PAIR, later))
+    assert states[0] == states[1] == states[2]
 
 
 @pytest.mark.parametrize(

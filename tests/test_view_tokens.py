@@ -14,10 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pipeline.cli import main
 from pipeline.encode import TextEncoder
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.saved import load
-from pipeline.view.tokens import print_rows, split_tokens, view_row
+from pipeline.view.inspection import inspect_set, print_inspection
+from pipeline.view.pieces import show_text, split_row, split_tokens
+from pipeline.view.row_choice import RowChoice
+from pipeline.view.tokens import view_head, view_row
 from tests.conftest import ROOT, require_shared
 from tests.test_encode import sentencepiece
 
@@ -30,7 +34,10 @@ def encoder() -> TextEncoder:
 
 
 def pieces_of(encoder: TextEncoder, text: str) -> list[tuple[str, bool]]:
-    return list(split_tokens(encoder.encode_continuations([text])[0].tolist(), encoder))
+    ids = encoder.encode_continuations([text])[0].tolist()
+    pieces = list(split_tokens(ids, encoder))
+    assert [id_ for piece in pieces for id_ in piece.ids] == ids
+    return [(piece.text, piece.kind == "control") for piece in pieces]
 
 
 def row_of(context: str, continuation: str, **values: Any) -> dict[str, Any]:
@@ -47,14 +54,8 @@ def row_of(context: str, continuation: str, **values: Any) -> dict[str, Any]:
 
 def show(capsys: pytest.CaptureFixture[str], folder: Path, **choices: Any) -> str:
     """Return what is printed of a set, without the styles."""
-    values: dict[str, Any] = {
-        "split": "train",
-        "row": None,
-        "id_": None,
-        "count": 3,
-        "tokenizer": None,
-    }
-    print_rows(str(folder), **{**values, **choices})
+    places = {name: choices.pop(name) for name in ("split", "tokenizer") if name in choices}
+    print_inspection(inspect_set(str(folder), RowChoice(**choices), **places))
     return capsys.readouterr().out
 
 
@@ -109,7 +110,7 @@ def test_ids_that_are_no_text_at_all_are_shown() -> None:
     # Half a character, as a cut from the left leaves it.
     ids = encoder().encode(["🙂"])[0].tolist()
     assert len(ids) > 1
-    assert "".join(piece for piece, _ in split_tokens(ids[1:], encoder()))
+    assert "".join(piece.text for piece in split_tokens(ids[1:], encoder()))
 
 
 def test_control_tokens_and_marks_are_pieces_of_their_own() -> None:
@@ -129,7 +130,7 @@ def test_tokens_of_the_families_are_told_apart(name: str) -> None:
     ids = family.encode_continuations([" Hello there, how are you? 你好"])[0].tolist()
     pieces = list(split_tokens(ids, family))
     assert len(pieces) == len(ids)
-    assert "".join(piece for piece, _ in pieces) == " Hello there, how are you? 你好"
+    assert "".join(piece.text for piece in pieces) == " Hello there, how are you? 你好"
 
 
 # ---- one row
@@ -159,14 +160,12 @@ def test_context_and_continuation_have_other_styles_and_neighbours_other_shades(
 def test_text_of_the_data_cannot_act_on_the_terminal(
     capsys: pytest.CaptureFixture[str], escape: str, place: str
 ) -> None:
-    from pipeline.view.tokens import _head_of
-
     values = {"context": "x", "continuation": "y", "id": "a", "source": "b"}
     row = row_of(**{**values, place: f"a{escape}b"})
     console = Console(
         force_terminal=True, color_system="truecolor", highlight=False, soft_wrap=True
     )
-    console.print(_head_of(0, row))
+    console.print(view_head(0, row))
     console.print(view_row(row, encoder()))
     shown = capsys.readouterr().out
     assert escape not in shown
@@ -194,7 +193,7 @@ def test_rows_are_shown_with_id_place_and_lengths(
     capsys: pytest.CaptureFixture[str], quickstart_set: Path
 ) -> None:
     row = load(quickstart_set)["train"][0]
-    shown = show(capsys, quickstart_set, count=1)
+    shown = show(capsys, quickstart_set, rows=1)
     head, _, rest = shown.partition("\n")
     assert f"id {row['id']}" in head
     assert f"source {row['source']}" in head
@@ -215,12 +214,12 @@ def test_the_first_rows_one_by_number_and_those_of_an_id(
         )
 
     assert shown_of() == ids[:3]
-    assert shown_of(count=1) == ids[:1]
-    assert shown_of(count=0) == []
-    assert shown_of(count=10_000) == ids
+    assert shown_of(rows=1) == ids[:1]
+    assert shown_of(rows=0) == []
+    assert shown_of(rows=10_000) == ids
     assert shown_of(row=5) == [ids[5]]
     assert shown_of(row=len(ids) - 1) == [ids[-1]]
-    assert shown_of(id_=ids[7]) == [ids[7]]
+    assert shown_of(id=ids[7]) == [ids[7]]
 
 
 def test_a_shortened_row_says_so(capsys: pytest.CaptureFixture[str], quickstart_set: Path) -> None:
@@ -236,7 +235,7 @@ def test_a_shortened_row_says_so(capsys: pytest.CaptureFixture[str], quickstart_
     [
         ({"row": -1}, r"no row -1; expected 0 to \d+"),
         ({"row": 10_000}, r"no row 10000; expected 0 to \d+"),
-        ({"id_": "nobody"}, "no row with id 'nobody'"),
+        ({"id": "nobody"}, "no row with id 'nobody'"),
         ({"split": "test"}, r"no split 'test'; expected one of \['train'\]"),
         ({"tokenizer": "/no/such"}, "no such folder"),
     ],
@@ -261,3 +260,114 @@ def test_another_tokenizer_would_show_other_text_and_is_refused(
     with pytest.raises(SealMismatch, match=r"seal\.tokenizer\.backend_sha256"):
         show(capsys, quickstart_set, tokenizer=str(folder))
     assert show(capsys, quickstart_set, tokenizer=str(bundled_tokenizer))
+
+
+# ---- what is shown of a row
+
+
+def test_the_end_of_turn_is_told_from_other_control_tokens() -> None:
+    row = row_of("<|im_start|>user\n<|im_end|>", "<think>x</think>y<|im_end|>")
+    pieces = split_row(row, encoder())
+    assert [piece.text for piece in pieces.context if piece.kind != "text"] == [
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
+    assert {piece.kind for piece in pieces.context} == {"text", "control"}
+    assert [piece.kind for piece in pieces.continuation if piece.kind != "text"] == [
+        "control",
+        "control",
+        "end",
+    ]
+
+
+def test_a_continuation_without_end_of_turn_has_none() -> None:
+    for text in ("cut in the midd", "a thought</think>"):
+        kinds = {piece.kind for piece in split_row(row_of("a", text), encoder()).continuation}
+        assert "end" not in kinds
+
+
+@given(text=TEXTS, before=TEXTS, most=st.integers(4, 40))
+def test_the_ends_of_a_long_part_are_shown_whole_and_the_rest_is_counted(
+    text: str, before: str, most: int
+) -> None:
+    row = row_of(before + "🙂x" * 20, text + "你好" * 20)
+    whole, short = split_row(row, encoder()), split_row(row, encoder(), most=most)
+    for full, cut in zip(whole, short, strict=True):
+        assert [id_ for piece in cut for id_ in piece.ids] == [
+            id_ for piece in full for id_ in piece.ids
+        ]
+        gaps = [piece for piece in cut if piece.kind == "gap"]
+        assert len(gaps) == (sum(len(piece.ids) for piece in full) > most // 4 + most - most // 4)
+        at = cut.index(gaps[0]) if gaps else len(cut)
+        assert cut[:at] == full[:at]
+        assert cut[at + 1 :] == full[len(full) - len(cut[at + 1 :]) :]
+
+
+def test_ids_stand_for_their_text_where_there_is_no_tokenizer() -> None:
+    row = {"input_ids": [7, 8, 9], "context_len": 2}
+    assert [piece.text for piece in split_row(row, None).context] == ["7 ", "8 "]
+
+
+def test_white_space_is_shown_as_marks_on_demand() -> None:
+    text = view_row(row_of("a b\n\tc", "d e"), encoder(), whitespace=True)
+    assert text.plain == "a·b⏎\n→\tc▌d·e"
+
+
+@given(TEXTS)
+def test_marks_take_nothing_from_a_text(text: str) -> None:
+    for piece in split_tokens(encoder().encode([text])[0].tolist(), encoder()):
+        marked = show_text(piece, whitespace=True)
+        unmarked = marked.replace("→\t", "\t").replace("⏎\n", "\n")
+        assert len(unmarked) == len(show_text(piece))
+
+
+def test_what_a_row_says_of_itself_stands_above_it() -> None:
+    head = view_head(
+        3,
+        {
+            **row_of("a", "b"),
+            "conversation": "talk-9",
+            "decision_idx": 4,
+            "preference": "chosen",
+            "weight": 0.5,
+            "memories": ["m1", "m2"],
+            "reason": "kinder\nwords",
+        },
+    ).plain
+    for words in ("row 3", "conversation talk-9", "decision_idx 4", "preference chosen"):
+        assert words in head
+    assert "weight 0.5  memories m1, m2  reason kinder\\nwords" in head
+
+
+# ---- the command
+
+
+def test_rows_go_to_one_page(
+    quickstart_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "rows.html"
+    args = ["inspect", str(quickstart_set), "--pick", "longest", "--rows", "2"]
+    assert main([*args, "--html", str(page), "--whitespace"]) == 0
+    assert "2 rows" in capsys.readouterr().out
+    text = page.read_text("utf-8")
+    assert text.count('<details class="row" open>') == 2
+    assert "data-marks-whitespace" in text
+    lengths = load(quickstart_set)["train"]["total_len"]
+    longest = lengths.index(max(lengths))
+    assert f"train row {longest}<" in text
+
+
+def test_a_page_that_cannot_be_written_is_wrong_usage(
+    quickstart_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(quickstart_set), "--html", str(tmp_path)]) == 2
+    assert "Is a directory; expected a file" in capsys.readouterr().err
+
+
+def test_rows_of_a_flag_are_shown_in_the_terminal(
+    quickstart_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(quickstart_set), "--flag", "truncated"]) == 0
+    heads = [line for line in capsys.readouterr().out.split("\n") if line.startswith("row ")]
+    assert heads
+    assert all("truncated" in head for head in heads)

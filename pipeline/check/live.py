@@ -26,8 +26,9 @@ from pipeline.rows import RowBuilder
 from pipeline.saved import open_splits, read_manifest
 from pipeline.server import ChatRequest
 from pipeline.source.data_sets import expand_data_sets
-from pipeline.source.lines import find_files, parse_line, read_lines
-from pipeline.source.tables import is_table, open_table
+from pipeline.source.files import find_files
+from pipeline.source.json_lines import parse_line
+from pipeline.source.tables import read_file
 
 _REQUESTS_AT_ONCE = 4
 _SHOWN_TOKENS = 10
@@ -193,7 +194,7 @@ def _read_examples(
     for file in find_files(expand_data_sets(config.input)):
         if file.name not in formats or file.is_stream:
             continue
-        for line in open_table(file) if is_table(file) else read_lines(file):
+        for line in read_file(file):
             source = f"{file.name}:{line.line}"
             if source in ids and line.text is not None:
                 # A line that is no example any more is missed below.

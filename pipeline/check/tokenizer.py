@@ -36,7 +36,11 @@ def check_tokenizer_and_template(config: PrepareConfig) -> TokenizerCheck:
 
     Raises `UsageError` where there is no such tokenizer or template.
     """
-    builder = RowBuilder(config)
+    return describe_builder(RowBuilder(config), config)
+
+
+def describe_builder(builder: RowBuilder, config: PrepareConfig) -> TokenizerCheck:
+    """Return what the tokenizer and template do that ``builder`` has loaded for ``config``."""
     report = probe_template(
         builder.dialect,
         builder.templates,

@@ -8,8 +8,8 @@ is rendered by the template (`pipeline.continuation.message`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from pipeline.continuation.marks import MODEL_MARKS, foreign_pattern, has_stray_think_mark
 from pipeline.continuation.message import ReadMessage, RenderedMessage, read_message, render_message
@@ -41,8 +41,7 @@ class ContinuationSettings:
     control_tokens: Literal["flag", "reject"] = "flag"
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation:
+class Continuation(NamedTuple):
     """``text`` is exactly what is encoded; ``end_of_turn`` is the token to append once, if any.
 
     ``flags`` is a sorted subset of `pipeline.types.FLAGS`.
@@ -53,13 +52,12 @@ class Continuation:
     flags: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(NamedTuple):
     """A continuation before the prompt's end is looked at.
 
-    ``said`` are the texts that the example brought; ``opening`` goes before the text;
-    ``is_rendered`` tells the template's rendering of a message from a text; ``has_reasoning`` is
-    True where that message thinks.
+    ``said`` are the texts that the example brought, where they may hold marks; ``opening`` goes
+    before the text; ``is_rendered`` tells the template's rendering of a message from a text;
+    ``has_reasoning`` is True where that message thinks.
     """
 
     text: str
@@ -119,6 +117,10 @@ def _draft_text(text: str, facts: TurnFacts, settings: ContinuationSettings) -> 
     template writes there.
     """
     expected = facts.end_of_turn if settings.end_of_turn == "auto" else _named_end(settings)
+    if _is_plain(text, facts, settings):
+        if expected is None and settings.end_of_turn != "none":
+            raise _no_end_of_turn(facts)
+        return _Draft(text, expected, frozenset(), said=())
     ends = [token for token in (expected, *facts.ends) if token]
     said_end = next((token for token in ends if text.endswith(token)), None)
     body = text.removesuffix(said_end) if said_end else text
@@ -142,12 +144,19 @@ def _draft_text(text: str, facts: TurnFacts, settings: ContinuationSettings) -> 
     return _Draft(body, end, flags, (body,))
 
 
+def _is_plain(text: str, facts: TurnFacts, settings: ContinuationSettings) -> bool:
+    """Say whether a text holds nothing that a rule for texts speaks of."""
+    knows_end = settings.end_of_turn in ("auto", "none", *facts.ends)
+    marks = facts.marks
+    return bool(text) and knows_end and marks is not None and marks.find_in(text) is None
+
+
 def _draft_answer(text: str, facts: TurnFacts, settings: ContinuationSettings) -> _Draft:
     """Return a plain answer between the template's marks, those that it brings itself left out."""
     draft = _draft_text(text, facts, settings)
     opening = "" if draft.text.startswith(facts.opening) else facts.opening
     closing = "" if draft.text.endswith(facts.closing) else facts.closing
-    return replace(draft, text=draft.text + closing, opening=opening)
+    return draft._replace(text=draft.text + closing, opening=opening)
 
 
 def _draft_turn(
@@ -225,10 +234,10 @@ def _settle_think(
         if draft.is_rendered
         else has_stray_mark(text, state, pair)
     )
-    stray = {"think_in_text"} if is_stray else set[str]()
+    stray = frozenset({"think_in_text"} if is_stray else ())
     closes = pair[1] in text
     if state.kind != "open" or (closes and not draft.is_rendered) or draft.has_reasoning:
-        return draft.opening + text, frozenset(stray)
+        return draft.opening + text, stray
     if settings.think == "reject":
         raise Rejected(
             "not_renderable",
@@ -237,9 +246,9 @@ def _settle_think(
             draft.text,
         )
     if closes:
-        return text, frozenset({*stray, "think_closed"})
+        return text, stray | {"think_closed"}
     if settings.think == "keep":
-        return draft.opening + text, frozenset(stray)
+        return draft.opening + text, stray
     closing = facts.think_closing if facts.think_pair else spell_closing(state.supplied, pair)
     opening = "" if draft.is_rendered or text.startswith(facts.opening) else facts.opening
-    return f"{closing}{opening}{text}", frozenset({*stray, "think_closed"})
+    return f"{closing}{opening}{text}", stray | {"think_closed"}

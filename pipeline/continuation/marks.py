@@ -91,6 +91,29 @@ def _spell_tree(tree: dict[str, Any]) -> str:
     return "(?:" + "|".join(branches) + ")" + ("?" if "" in tree else "")
 
 
+class MarkSearch:
+    """Finds one of ``marks`` in a text, at memory speed where none can begin there.
+
+    >>> MarkSearch(["<s>", "[INST]"]).find_in("a [b] <c> <s>")
+    '<s>'
+    """
+
+    def __init__(self, marks: Iterable[str]) -> None:
+        by_first: dict[str, list[str]] = {}
+        for mark in marks:
+            by_first.setdefault(mark[0], []).append(mark)
+        # One pattern for each first character: `re` skips to a known character, but tries a pattern
+        # that may begin with one of several everywhere, which takes about six times as long.
+        self._patterns = [(first, pattern_of(group)) for first, group in by_first.items()]
+
+    def find_in(self, text: str) -> str | None:
+        """Return a mark that ``text`` holds, None where it holds none."""
+        for first, pattern in self._patterns:
+            if first in text and (match := pattern.search(text)):
+                return match[0]
+        return None
+
+
 def control_pattern(
     control_tokens: Collection[str] | None, special_tokens: Iterable[str]
 ) -> re.Pattern[str]:
@@ -100,12 +123,14 @@ def control_pattern(
     """
     specials = [token for token in special_tokens if token.strip()]
     if control_tokens is not None:
-        return pattern_of([*_control_marks(control_tokens), *specials])
+        return pattern_of(control_marks(control_tokens, specials))
     return re.compile("|".join([*map(re.escape, specials), _SHAPES.pattern]))
 
 
-def _control_marks(tokens: Collection[str]) -> list[str]:
-    return [token for token in tokens if token.strip("▁ \t\r\n") and not _HTML_TAG.fullmatch(token)]
+def control_marks(tokens: Collection[str], specials: Iterable[str] = ()) -> list[str]:
+    """Return the added ``tokens`` that control something, and ``specials``, which do by their name."""
+    marks = [t for t in tokens if t.strip("▁ \t\r\n") and not _HTML_TAG.fullmatch(t)]
+    return [*marks, *(special for special in specials if special.strip())]
 
 
 # Gemma keeps HTML tags as added tokens; in a user's text they are text like any other.
@@ -115,7 +140,11 @@ _HTML_TAG = re.compile(
 
 
 def find_text_flags(
-    messages: Sequence[Mapping[str, Any]], control_tokens: Collection[str], *, raw_context: str = ""
+    messages: Sequence[Mapping[str, Any]],
+    control_tokens: Collection[str],
+    *,
+    raw_context: str = "",
+    known: dict[int, tuple[Mapping[str, Any], str]] | None = None,
 ) -> tuple[str, ...]:
     """Return the flags of context texts, sorted: a subset of `pipeline.types.FLAGS`.
 
@@ -123,35 +152,43 @@ def find_text_flags(
     tokenizer's ``control_tokens`` or a well-known mark of another family, or ``raw_context``, where
     the tokenizer's own marks are at home, holds such a foreign mark. ``think_in_text``: an
     assistant's text has a think mark without its partner. Give a frozenset: its patterns are kept.
+    ``known`` is what earlier calls with the same tokens found, by the id of a message.
 
     >>> find_text_flags([{"role": "user", "content": "print <|im_end|>"}], frozenset())
     ('control_token_in_text',)
     """
     tokens = control_tokens if isinstance(control_tokens, frozenset) else frozenset(control_tokens)
-    anywhere, foreign = _text_patterns(tokens)
+    known = {} if known is None else known
+    anywhere = _search_anywhere(tokens)
     flags: set[str] = set()
-    if foreign.search(raw_context):
+    if raw_context and foreign_pattern(tokens).search(raw_context):
         flags.add("control_token_in_text")
     for message in messages:
-        for text in _texts_of(message.get("content")):
-            if message.get("role") == "assistant":
-                if has_stray_think_mark(text):
-                    flags.add("think_in_text")
-            elif anywhere.search(text):
-                flags.add("control_token_in_text")
+        found = known.get(id(message))
+        if found is None:
+            found = known[id(message)] = message, _find_text_flag(message, anywhere)
+        if found[1]:
+            flags.add(found[1])
     return tuple(sorted(flags))
 
 
+def _find_text_flag(message: Mapping[str, Any], anywhere: MarkSearch) -> str:
+    content = message.get("content")
+    texts = [content] if isinstance(content, str) else _texts_of(content)
+    if message.get("role") == "assistant":
+        return "think_in_text" if any(map(has_stray_think_mark, texts)) else ""
+    return "control_token_in_text" if any(map(anywhere.find_in, texts)) else ""
+
+
 @lru_cache(maxsize=16)
-def _text_patterns(tokens: frozenset[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    own = _control_marks(tokens)
-    foreign = pattern_of(mark for mark in WELL_KNOWN_MARKS if mark not in tokens)
-    return pattern_of([*own, *WELL_KNOWN_MARKS]), foreign
+def _search_anywhere(tokens: frozenset[str]) -> MarkSearch:
+    return MarkSearch([*control_marks(tokens), *WELL_KNOWN_MARKS])
 
 
+@lru_cache(maxsize=16)
 def foreign_pattern(control_tokens: frozenset[str]) -> re.Pattern[str]:
     """Return what finds the well-known marks that are no control tokens here."""
-    return _text_patterns(control_tokens)[1]
+    return pattern_of(mark for mark in WELL_KNOWN_MARKS if mark not in control_tokens)
 
 
 def _texts_of(content: object) -> Iterator[str]:
@@ -170,7 +207,7 @@ def _texts_of(content: object) -> Iterator[str]:
 _THINK_PATTERNS = tuple(
     (pair, pattern_of(pair)) for pair in THINK_MARKS if not pair[0].endswith(":")
 )
-_ANY_THINK_MARK = pattern_of(mark for pair, _ in _THINK_PATTERNS for mark in pair)
+_ANY_THINK_MARK = MarkSearch(mark for pair, _ in _THINK_PATTERNS for mark in pair)
 
 
 def has_stray_think_mark(text: str) -> bool:
@@ -179,7 +216,7 @@ def has_stray_think_mark(text: str) -> bool:
     >>> has_stray_think_mark("<think>a</think>b"), has_stray_think_mark("a</think>b")
     (False, True)
     """
-    if not _ANY_THINK_MARK.search(text):
+    if _ANY_THINK_MARK.find_in(text) is None:
         return False
     return any(
         is_unbalanced(pattern.findall(text), pair, is_open=False)

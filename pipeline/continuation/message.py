@@ -168,8 +168,7 @@ def _render_spelling(
 
 
 def _with_message(request: ChatRequest, message: Message) -> ChatRequest:
-    messages = [*request.messages, message]
-    return ChatRequest(messages, request.tools, request.chat_template_kwargs)
+    return replace(request, messages=[*request.messages, message])
 
 
 def _not_renderable(reason: str, found: object = "") -> Rejected:

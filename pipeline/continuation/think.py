@@ -7,17 +7,17 @@ inside an open block, a continuation without a closing mark would be.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 from pipeline.continuation.marks import is_unbalanced, pattern_of
 from pipeline.template.seam import common_length
 
 DEFAULT_PAIR = ("<think>", "</think>")
+# Characters at a prompt's end that are looked at first.
+_TAIL = 128
 
 
-@dataclass(frozen=True, slots=True)
-class ThinkState:
+class ThinkState(NamedTuple):
     """How a prompt ends: ``open`` inside a think block, ``closed`` after one, or neither.
 
     ``supplied`` is what the prompt's last turn already holds from the opening mark on (from the
@@ -28,22 +28,39 @@ class ThinkState:
     supplied: str = ""
 
 
+NO_BLOCK: Final = ThinkState("none")
+
+
 def read_think_state(prompt: str, pair: tuple[str, str], later: re.Pattern[str]) -> ThinkState:
     """Return how ``prompt`` ends; a mark that ``later`` text follows belongs to another message.
 
     >>> read_think_state("a<think>\\n", ("<think>", "</think>"), re.compile("(?!)"))
     ThinkState(kind='open', supplied='<think>\\n')
     """
-    opened, closed = prompt.rfind(pair[0]), prompt.rfind(pair[1])
+    start = _find_tail(prompt, pair, later)
+    opened, closed = prompt.rfind(pair[0], start), prompt.rfind(pair[1], start)
     last = max(opened, closed)
     if last < 0 or later.search(prompt, last + len(pair[0 if opened > closed else 1])):
-        return ThinkState("none")
+        return NO_BLOCK
     if opened > closed:
         return ThinkState("open", prompt[opened:])
     if prompt[closed + len(pair[1]) :].strip():
-        return ThinkState("none")
+        return NO_BLOCK
+    opened = prompt.rfind(pair[0]) if opened < 0 else opened
     is_empty_block = opened >= 0 and not prompt[opened + len(pair[0]) : closed].strip()
     return ThinkState("closed", prompt[opened if is_empty_block else closed :])
+
+
+def _find_tail(prompt: str, pair: tuple[str, str], later: re.Pattern[str]) -> int:
+    """Return a place before which no mark can tell how ``prompt`` ends: ``later`` text follows it.
+
+    Prompts are long and end with a turn's header, so the end is looked at first.
+    """
+    longest = max(len(pair[0]), len(pair[1]))
+    start = len(prompt) - _TAIL
+    while start > 0 and not later.search(prompt, start + longest):
+        start -= 4 * (len(prompt) - start)
+    return max(start, 0)
 
 
 def drop_supplied(text: str, state: ThinkState, pair: tuple[str, str]) -> str:

@@ -6,35 +6,41 @@ Earlier rows are kept byte for byte and come first; the digest is that of one ru
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
-import datasets
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import SealMismatch, UsageError
+from pipeline.job.counts import COUNTED, RowCounts
 from pipeline.job.duplicates import reject_replaced
-from pipeline.row_table import digest_rows, sum_digests
-from pipeline.saved import load, read_manifest
+from pipeline.job.omit import keep_rows
+from pipeline.job.set_folder import PlacedFile, find_row_files
+from pipeline.row_table import DIGEST_MODULUS, digest_rows, sum_digests
+from pipeline.saved import check_files, read_manifest
 from pipeline.seal import hash_seal
-from pipeline.types import ROW_SCHEMA, Reject
+from pipeline.types import Reject
 
-EXAMPLES = "examples.sha256"
+EXAMPLES: Final = "examples.sha256"
 """File of a set that names its examples: the sha256 of each line, and the id as JSON."""
-
-_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierSet:
-    """A set that is appended to: its splits, manifest, rejects, and the digest of each example."""
+    """A set that is appended to: its folder and manifest, its files of rows by split, its examples.
 
-    splits: datasets.DatasetDict
+    ``replaced`` are rejects that it gains, because a later example takes their place.
+    """
+
+    folder: Path
     manifest: dict[str, Any]
-    rejects: tuple[Reject, ...]
+    rows: dict[str, list[PlacedFile]]
     examples: dict[str, bytes]
+    counts: RowCounts
+    replaced: list[Reject] = field(default_factory=list[Reject])
 
 
 def open_earlier_set(folder: Path, seal: Mapping[str, Any]) -> EarlierSet:
@@ -45,67 +51,65 @@ def open_earlier_set(folder: Path, seal: Mapping[str, Any]) -> EarlierSet:
     if not folder.is_dir():
         raise UsageError(f"append: {folder}: no set there; expected one, or leave append out")
     manifest = read_manifest(folder)
-    for name in sorted(set(seal) - {"input", "key"}):
+    for name in sorted(set(seal) - {"input", "key", "encoder"}):
         _compare_seals(f"seal.{name}", manifest["seal"].get(name), seal[name])
     if manifest["config"]["columns"] == "train":
         raise UsageError(
             f"append: {folder}: columns: train keeps no ids; append needs columns: full"
         )
-    # Lines end at "\n" alone: an id or a reason may hold other line ends.
-    *rejects, _ = (folder / "rejects.jsonl").read_text(encoding="utf-8").split("\n")
+    check_files(folder, manifest)
     return EarlierSet(
-        splits=load(folder),
+        folder=folder,
         manifest=manifest,
-        rejects=tuple(Reject(**json.loads(line)) for line in rejects),
+        rows={
+            split: find_row_files(folder, split, manifest["files"])
+            for split in manifest["counts"]["rows_by_split"]
+        },
         examples=read_examples(folder),
+        counts=RowCounts.from_described(manifest["counts"]),
     )
 
 
-def drop_replaced(earlier: EarlierSet, replaced: Mapping[str, str]) -> EarlierSet:
+def drop_replaced(earlier: EarlierSet, replaced: Mapping[str, str], work: Path) -> EarlierSet:
     """Return the set without the rows and examples of ``replaced`` ids, which are rejects then.
 
-    ``replaced`` maps each id onto the ``file:line`` of the example that takes its place.
+    ``replaced`` maps each id onto the ``file:line`` of the example that takes its place. The files
+    that held such rows are written again, in ``work``.
     """
     if not replaced:
         return earlier
-    splits: dict[Any, datasets.Dataset] = {}
-    rejects = list(earlier.rejects)
-    for name, rows in earlier.splits.items():
-        ids, sources = (rows.data.column(column).to_pylist() for column in ("id", "source"))
-        splits[name] = rows.select([at for at, id_ in enumerate(ids) if id_ not in replaced])
-        rejects += [
-            reject_replaced(id_, source, replaced[id_])
-            for id_, source in zip(ids, sources, strict=True)
-            if id_ in replaced
-        ]
-    examples = {id_: digest for id_, digest in earlier.examples.items() if id_ not in replaced}
-    manifest = {**earlier.manifest, "digest": sum_digests(_digest_splits(splits))}
-    return EarlierSet(datasets.DatasetDict(splits), manifest, tuple(rejects), examples)
-
-
-def join_splits(earlier: EarlierSet, new: datasets.DatasetDict) -> datasets.DatasetDict:
-    """Return the earlier rows followed by the new ones, split by split."""
-    return datasets.DatasetDict(
-        {
-            name: datasets.concatenate_datasets([earlier.splits[name], rows])
-            for name, rows in new.items()
-        }
+    rejects: list[Reject] = []
+    rows: dict[str, list[PlacedFile]] = {}
+    counts = RowCounts()
+    counts.merge(earlier.counts)
+    digest = int(earlier.manifest["digest"], 16)
+    for split, files in earlier.rows.items():
+        rows[split] = []
+        for placed in files:
+            kept = work / f"earlier-{split}-{placed.file.name}"
+            file, dropped = keep_rows(placed.path, _is_kept(placed.path, replaced), kept)
+            rows[split].append(PlacedFile(kept, file) if dropped.num_rows else placed)
+            digest -= int(sum_digests(digest_rows(dropped, [split] * dropped.num_rows)), 16)
+            counts.add(dropped.select(COUNTED), -1)
+            ids, sources = (dropped.column(name).to_pylist() for name in ("id", "source"))
+            rejects += [
+                reject_replaced(id_, source, replaced[id_])
+                for id_, source in zip(ids, sources, strict=True)
+            ]
+    return replace(
+        earlier,
+        manifest={**earlier.manifest, "digest": f"{digest % DIGEST_MODULUS:064x}"},
+        rows=rows,
+        examples={id_: line for id_, line in earlier.examples.items() if id_ not in replaced},
+        counts=counts,
+        replaced=rejects,
     )
 
 
-def read_tables(
-    splits: Mapping[Any, datasets.Dataset], columns: Sequence[str]
-) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the rows of each split in batches, with its name: those that are selected alone."""
-    for name, rows in splits.items():
-        arrow: Any = rows.select_columns(list(columns)).with_format("arrow")
-        for start in range(0, len(rows), _BATCH_ROWS):
-            yield str(name), arrow[start : start + _BATCH_ROWS]
-
-
-def _digest_splits(splits: Mapping[Any, datasets.Dataset]) -> Iterator[bytes]:
-    for name, table in read_tables(splits, ROW_SCHEMA.names):
-        yield from digest_rows(table, [name] * table.num_rows)
+def _is_kept(path: Path, replaced: Mapping[str, str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    with pa.memory_map(str(path)) as mapped:
+        ids = pa.ipc.open_stream(mapped).read_all().column("id").to_pylist()
+    return np.array([id_ not in replaced for id_ in ids], np.bool_)
 
 
 def extend_seal(made: Mapping[str, Any], seal: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,12 +128,6 @@ def _compare_seals(key: str, made: Any, found: Any) -> None:
             _compare_seals(f"{key}.{name}", parts[0].get(name), parts[1].get(name))
     remedy = "append with the settings of the set, or prepare everything again"
     raise SealMismatch(key, made, found, remedy)
-
-
-def write_examples(folder: Path, examples: Iterable[tuple[str, bytes]]) -> None:
-    """Write which examples are in the set, one a line."""
-    lines = [f"{digest.hex()}  {json.dumps(id_)}\n" for id_, digest in examples]
-    (folder / EXAMPLES).write_text("".join(lines), encoding="utf-8")
 
 
 def read_examples(folder: Path) -> dict[str, bytes]:

@@ -6,9 +6,16 @@ examples that share an id; both are in the rejects under ``duplicate_id``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.types import Reject
 
@@ -86,6 +93,52 @@ def find_duplicates(
             if on_duplicate == "error":
                 found.faults.add(place)
     return found
+
+
+def key_ids(ids: Iterable[str]) -> NDArray[np.uint64]:
+    """Return a hash of each id: the first eight bytes of its sha256, as a little-endian number."""
+    keys = b"".join(hashlib.sha256(id_.encode()).digest()[:8] for id_ in ids)
+    return np.frombuffer(keys, "<u8")
+
+
+def find_contenders(
+    files: Sequence[Path], earlier: Mapping[str, bytes]
+) -> Iterator[tuple[int, Entry]]:
+    """Yield the place and identity of each row whose id may stand twice, in order.
+
+    ``files`` are the entries of all shards in order (`pipeline.job.shard.ENTRY_SCHEMA`); places count
+    their rows. Only hashes are held for all rows, so millions of them fit in memory.
+    """
+    keys: list[NDArray[np.uint64]] = []
+    firsts: list[NDArray[np.uint64]] = []
+    for file in files:
+        table = _read_columns(file, ("id_key", "source"))
+        keys.append(np.asarray(table.column("id_key")))
+        # The rows of one line follow each other and are one example.
+        sources = table.column("source").combine_chunks()
+        is_first = np.ones(len(sources), np.bool_)
+        is_first[1:] = np.asarray(pc.call_function("not_equal", [sources[1:], sources[:-1]]))
+        firsts.append(keys[-1][is_first])
+    examples = np.concatenate([*firsts, key_ids(earlier)])
+    found, counts = np.unique(examples, return_counts=True)
+    contested = found[counts > 1]
+    if not len(contested):
+        return
+    start = 0
+    for file, key in zip(files, keys, strict=True):
+        places = np.flatnonzero(np.isin(key, contested))
+        if len(places):
+            names = ("id", "source", "line_digest")
+            table = _read_columns(file, names).take(pa.array(places))
+            columns = (table.column(name).to_pylist() for name in names)
+            for place, *values in zip(places.tolist(), *columns, strict=True):
+                yield start + place, Entry(*values)
+        start += len(key)
+
+
+def _read_columns(file: Path, names: Sequence[str]) -> pa.Table:
+    with pa.memory_map(str(file)) as mapped:
+        return pa.ipc.open_stream(mapped).read_all().select(names)
 
 
 def reject_replaced(id_: str, source: str, later: str) -> Reject:

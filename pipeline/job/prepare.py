@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrepareConfig, config_from_mapping
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, WorkerFailed
 from pipeline.job.publish import MANIFEST, Target
 from pipeline.seal import make_seal
 from pipeline.source.data_sets import expand_data_sets
-from pipeline.source.files import find_files, hash_file, spool_streams
+from pipeline.source.files import find_files, spool_streams
+from pipeline.source.plan import plan_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +62,23 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
         found = find_files(expand_data_sets(config.input))
         target.check_sources([file.path for file in found])
         target.check_sources(map(Path, filter(None, (config.tokenizer, config.chat_template))))
-        files = spool_streams(found, target.work)
-        seal = make_seal(config, {file.name: hash_file(file) for file in files})
+        files = spool_streams(found, target.streams)
+        plan = plan_shards(files)
+        seal = make_seal(config, plan.sha256)
         if (ready := _find_ready(config, target, seal)) is not None:
             target.clear()
             return ready
         from pipeline.job.build import build_set
 
         try:
-            manifest = build_set(config, target, files, seal)
-        finally:
+            manifest = build_set(config, target, files, plan, seal)
+        except (WorkerFailed, KeyboardInterrupt):
+            target.clear_staging()
+            raise
+        except BaseException:
             target.clear()
+            raise
+        target.clear()
     return Prepared(target.path, manifest, was_ready=False)
 
 

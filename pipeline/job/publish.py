@@ -39,6 +39,7 @@ class Target:
         parent, name = self.path.parent, self.path.name
         self.staging = parent / f".{name}.staging"
         self.work = parent / f".{name}.work"
+        self.streams = self.work / "streams"
         self.rejects = parent / f"{name}.rejects.jsonl"
         self._old = parent / f".{name}.old"
         self._lock = parent / f".{name}.lock"
@@ -97,7 +98,7 @@ class Target:
         descriptor = self._take_lock()
         _held_locks.add(descriptor)
         try:
-            self._recover()
+            self.clear_staging()
             yield
         finally:
             # Unlinked while still held: who opened it meanwhile finds another inode and tries again.
@@ -127,27 +128,46 @@ class Target:
                 ) from error
             os.close(descriptor)
 
+    def open_work(self, name: str) -> Path:
+        """Return the folder of this job's shards, with those that a killed job of it had finished.
+
+        What other jobs left is removed. ``name`` tells one job from another.
+        """
+        folder = self.work / name
+        for path in self.work.iterdir() if self.work.exists() else ():
+            if path not in (folder, self.streams):
+                shutil.rmtree(path, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(".*"):
+            path.unlink()
+        return folder
+
     def publish(self) -> None:
         """Put the staging folder in the target's place; the old set, if any, is removed after."""
         sync_tree(self.staging)
         if not self.path.exists():
             self.staging.rename(self.path)
         elif not _exchange(self.staging, self.path):
-            # No atomic exchange on this file system: `_recover` mends a crash between the two.
+            # No atomic exchange on this file system: `clear_staging` mends a stop between the two.
             self.path.rename(self._old)
             self.staging.rename(self.path)
-        _sync(self.path.parent)
+        sync_file(self.path.parent)
         self.clear()
 
     def clear(self) -> None:
         """Remove what the job keeps beside the target."""
-        for folder in (self.staging, self.work, self._old):
-            shutil.rmtree(folder, ignore_errors=True)
+        self.clear_staging()
+        shutil.rmtree(self.work, ignore_errors=True)
 
-    def _recover(self) -> None:
+    def clear_staging(self) -> None:
+        """Remove the set that was not published; finished shards stay for the next run.
+
+        An old set that was moved away for it comes back.
+        """
         if self._old.exists() and not self.path.exists():
             self._old.rename(self.path)
-        self.clear()
+        for folder in (self.staging, self._old, self.streams):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_with_the_job() -> None:
@@ -171,11 +191,12 @@ def sync_tree(folder: Path) -> None:
     """Flush every file and folder below ``folder`` to the disk."""
     for root, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(root) / name)
-        _sync(Path(root))
+            sync_file(Path(root) / name)
+        sync_file(Path(root))
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,20 +1,17 @@
-"""The function that the batched map runs: a table of lines in, a table of rows out.
+"""The function that a shard's batches go through: lines in, a table of rows out.
 
-Every decision point of a line gives one entry, and a line that is no example gives one as well. An
-entry is a row, or carries its reject as JSON, so nothing is lost between processes; the job splits
-the two afterwards.
+Every decision point of a line is a row or a reject, and a line that is no example is a reject as
+well, so nothing is lost between lines and rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.boundary import BoundedRow
@@ -25,39 +22,39 @@ from pipeline.examples import read_id
 from pipeline.formats import read_example
 from pipeline.row_table import Provenance, build_table, digest_rows
 from pipeline.rows import RowBuilder
-from pipeline.source.lines import parse_line
-from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, Reject
+from pipeline.source.json_lines import parse_line
+from pipeline.source.lines import SourceLine
+from pipeline.types import NUMERIC_COLUMNS, Reject
 
-REJECT, SPLIT, ROW_DIGEST, LINE_DIGEST = "reject", "split", "row_digest", "line_digest"
-"""Columns of an entry that the job reads and that are not saved."""
 
-ENTRY_SCHEMA = pa.schema(
-    [
-        *ROW_SCHEMA,
-        pa.field(REJECT, pa.string()),
-        pa.field(SPLIT, pa.string()),
-        pa.field(ROW_DIGEST, pa.binary()),
-        pa.field(LINE_DIGEST, pa.binary()),
-    ]
-)
+@dataclass(frozen=True, slots=True)
+class MappedLines:
+    """What became of a batch of lines: ``table`` has the columns of `ROW_SCHEMA`.
 
-_NO_ROW = BoundedRow(np.empty(0, np.int32), 0, 0, 0, ())
+    ``splits``, ``row_digests`` (see `digest_rows`) and ``line_digests`` (sha256 of the line) have one
+    entry per row; ``rejects`` are in the order of the lines.
+    """
+
+    table: pa.Table
+    splits: list[str]
+    row_digests: list[bytes]
+    line_digests: list[bytes]
+    rejects: list[Reject]
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """An entry before rendering: where it comes from, and a decision point or why there is none."""
+    """A row to be: where it comes from, and its decision point, or why there is none."""
 
     file: str
     line: int
     line_digest: bytes
-    split: str
     provenance: Provenance
     point: DecisionPoint | None = None
     error: Rejected | None = None
 
     def to_reject(self, error: Rejected) -> Reject:
-        """Return the reject of this entry; where a line has several points it says which."""
+        """Return the reject of this draft; where a line has several points it says which."""
         place = self.provenance.decision_idx
         where = f"at message {place}: " if place >= 0 else ""
         reason = where + error.reason
@@ -65,74 +62,56 @@ class _Draft:
 
 
 class RowMapper:
-    """Maps batches of lines to batches of entries; pickles as its settings alone.
-
-    Each process loads its own tokenizer at the first batch.
-    """
+    """Maps batches of lines, each with the name of its file, to rows and rejects."""
 
     def __init__(
-        self,
-        config: PrepareConfig,
-        formats: Mapping[str, str],
-        builder: RowBuilder | None = None,
+        self, config: PrepareConfig, formats: Mapping[str, str], builder: RowBuilder
     ) -> None:
         self._config = config
         self._formats = formats
-        self._builder = builder
+        self.builder = builder
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_config": self._config, "_formats": self._formats, "_builder": None}
+    def find_points(self, lines: Sequence[tuple[str, SourceLine]]) -> list[DecisionPoint]:
+        """Return the decision points of the lines that are examples."""
+        drafts = (draft for file, line in lines for draft in self._draft_line(file, line))
+        return [draft.point for draft in drafts if draft.point]
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        # Workers share the cores among themselves, so each encodes with one thread.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-    @property
-    def builder(self) -> RowBuilder:
-        """What turns examples into rows, loaded at the first use in this process."""
-        if self._builder is None:
-            self._builder = RowBuilder(self._config)
-        return self._builder
-
-    def __call__(self, lines: pa.Table) -> pa.Table:
-        """Return the entries of `ENTRY_SCHEMA` for lines of ``file``, ``line``, ``text``, in order."""
-        names = ("file", "line", "text")
-        drafts = [
-            draft
-            for file, number, text in zip(
-                *(lines.column(name).to_pylist() for name in names), strict=True
-            )
-            for draft in self._draft_line(file, number, text)
-        ]
+    def __call__(self, lines: Sequence[tuple[str, SourceLine]]) -> MappedLines:
+        """Return the rows and rejects of ``lines``, in order."""
+        drafts = [draft for file, line in lines for draft in self._draft_line(file, line)]
         built = iter(self.builder.build([draft.point for draft in drafts if draft.point]))
         rows: list[BoundedRow] = []
-        rejects: list[str | None] = []
+        kept: list[_Draft] = []
+        rejects: list[Reject] = []
         for draft in drafts:
             result = next(built) if draft.point else draft.error
             if isinstance(result, BoundedRow):
                 rows.append(result)
-                rejects.append(None)
+                kept.append(draft)
             else:
                 assert result is not None, "a draft without a point has its error"
-                rows.append(_NO_ROW)
-                rejects.append(json.dumps(draft.to_reject(result).to_dict()))
-        table = build_table(rows, [draft.provenance for draft in drafts])
+                rejects.append(draft.to_reject(result))
+        table = build_table(rows, [draft.provenance for draft in kept])
         saved = table if self._config.columns == "full" else table.select(NUMERIC_COLUMNS)
-        splits = [draft.split for draft in drafts]
-        columns = [
-            *table.columns,
-            pa.array(rejects, pa.string()),
-            pa.array(splits, pa.string()),
-            pa.array(digest_rows(saved, splits), pa.binary()),
-            pa.array([draft.line_digest for draft in drafts], pa.binary()),
-        ]
-        return pa.Table.from_arrays(columns, schema=ENTRY_SCHEMA)
+        splits = self._name_splits(kept)
+        digests = digest_rows(saved, splits)
+        return MappedLines(table, splits, digests, [draft.line_digest for draft in kept], rejects)
 
-    def _draft_line(self, file: str, number: int, text: str) -> list[_Draft]:
-        """Return the entries of one line as far as they are known before rendering."""
+    def _name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
+        fraction = self._config.validation_fraction
+        if not fraction:
+            return ["train"] * len(drafts)
+        return [assign_split(draft.provenance.conversation, fraction) for draft in drafts]
+
+    def _draft_line(self, file: str, line: SourceLine) -> Iterator[_Draft]:
+        """Yield what a line is to become, as far as it is known before rendering."""
+        source = f"{file}:{line.line}"
+        text = line.text
+        if text is None:
+            assert line.reject is not None, "a line has its text or its reject"
+            yield _Draft(file, line.line, b"", _no_provenance(source), error=line.reject)
+            return
         digest = hashlib.sha256(text.encode()).digest()
-        source = f"{file}:{number}"
         try:
             points = find_decision_points(
                 read_example(parse_line(text), self._formats[file], source),
@@ -140,24 +119,15 @@ class RowMapper:
                 keep_rejected=self._config.rejected_continuations == "keep",
             )
         except Rejected as error:
-            return [
-                _Draft(file, number, digest, "train", _no_provenance(text, source), error=error)
-            ]
-        return [
-            _Draft(
-                file,
-                number,
-                digest,
-                assign_split(point.example.conversation, self._config.validation_fraction),
-                _provenance_of(point, source),
-                point,
-            )
-            for point in points
-        ]
+            nothing = _no_provenance(source, _peek_id(text))
+            yield _Draft(file, line.line, digest, nothing, error=error)
+            return
+        for point in points:
+            yield _Draft(file, line.line, digest, _provenance_of(point, source), point)
 
 
-def _no_provenance(text: str, source: str) -> Provenance:
-    return Provenance(_peek_id(text), "", source, -1, "", "", (), 1.0)
+def _no_provenance(source: str, id_: str = "") -> Provenance:
+    return Provenance(id_, "", source, -1, "", "", (), 1.0)
 
 
 def _peek_id(text: str) -> str:

@@ -6,10 +6,10 @@ server bypasses Jinja, into ids) and refuses with `Rejected` where the server re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from pipeline.errors import UsageError
 
@@ -23,13 +23,53 @@ Message = dict[str, Any]
 """One chat message as JSON gives it: ``role``, ``content`` and what the format adds."""
 
 
+Made = TypeVar("Made")
+
+
+class SharedWork:
+    """What was made of objects that requests have in common: messages, tools, template kwargs.
+
+    An object is told by its identity and is kept, so that no other takes its id; none may change.
+    Keep one for a batch, so that it lets go of the batch's objects.
+
+    >>> shared, tools = SharedWork(), [{"function": {"name": "f"}}]
+    >>> shared.once("names", lambda: [tool["function"]["name"] for tool in tools], tools)
+    ['f']
+    """
+
+    __slots__ = ("_made", "_tables")
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Any, ...], tuple[Any, tuple[object, ...]]] = {}
+        self._tables: dict[str, dict[int, Any]] = {}
+
+    def once(self, name: str, make: Callable[[], Made], *objects: object) -> Made:
+        """Return what ``make`` makes of ``objects``, called at the first time for these objects."""
+        key = (name, *map(id, objects))
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = (make(), objects)
+        return found[0]
+
+    def table(self, name: str) -> dict[int, Any]:
+        """Return the table ``name`` by the id of an object, for loops where `once` is too slow.
+
+        What is entered must hold the object itself.
+        """
+        return self._tables.setdefault(name, {})
+
+
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat request as a client would send it; nothing in it has been rewritten yet."""
+    """A chat request as a client would send it; nothing in it has been rewritten yet.
+
+    ``shared`` is what requests with objects in common have made of them already.
+    """
 
     messages: Sequence[Message]
     tools: Sequence[dict[str, Any]] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    shared: SharedWork = field(default_factory=SharedWork, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,17 @@ def iterate_messages(messages: object) -> Iterator[tuple[str, str, Mapping[str, 
         raise Rejected("empty_context", "messages is empty; the server needs at least one message")
     for index, message in enumerate(listed):
         where = f"messages[{index}]"
-        fields = expect_object(message, where)
-        yield where, expect_text(require(fields, "role", where), f"{where}.role"), fields
+        fields, role = read_role(message, where)
+        yield where, role, fields
+
+
+def read_role(message: object, where: str) -> tuple[Mapping[str, Any], str]:
+    """Return the fields of a message and its role.
+
+    Raises `Rejected`: ``wrong_type`` and ``missing_field`` where it is no object or has no role.
+    """
+    fields = expect_object(message, where)
+    return fields, expect_text(require(fields, "role", where), f"{where}.role")
 
 
 def require(fields: Mapping[str, Any], key: str, where: str) -> Any:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import meta, nodes
-from transformers.utils import chat_template_utils
+
+from pipeline.template.sandbox import chat_sandbox
 
 ContentForm = Literal["string", "openai"]
 """``string``: content is text. ``openai``: content is a list of parts."""
@@ -59,8 +60,7 @@ def sglang_content_form(source: str) -> ContentForm:
 
 
 def _parse(source: str) -> nodes.Template:
-    compiled: Any = chat_template_utils._compile_jinja_template(source)  # pyright: ignore[reportPrivateUsage]
-    return compiled.environment.parse(source)
+    return chat_sandbox().parse(source)
 
 
 def _vllm_content_form(tree: nodes.Template) -> ContentForm:

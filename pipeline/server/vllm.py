@@ -26,11 +26,11 @@ from pipeline.server.options import (
 )
 from pipeline.server.renderers import refuse_renderer, vllm_renderer_without_jinja
 from pipeline.server.shape import expect_list, expect_object
-from pipeline.server.template_facts import TemplateFacts, read_template_facts
+from pipeline.server.template_facts import ContentForm, TemplateFacts, read_template_facts
 from pipeline.server.template_kwargs import CALL_PARAMETERS, split_template_kwargs
 from pipeline.server.vllm_messages import Conversation, fill_call_ids, rewrite_messages
 from pipeline.server.vllm_tools import dump_tools
-from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.chat_template import ChatTemplate, ChatTemplates
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -103,6 +103,31 @@ class VllmDialect:
     def _render(
         self, request: ChatRequest, templates: ChatTemplates, *, add_generation_prompt: bool
     ) -> Rendering:
+        plan = request.shared.once(
+            "vllm plan",
+            lambda: self._plan(request, templates),
+            self,
+            templates,
+            request.tools,
+            request.chat_template_kwargs,
+        )
+        known = request.shared.table(f"vllm messages, {plan.form}")
+        rewritten = rewrite_messages(request.messages, plan.form, known)
+
+        def render(conversation: Conversation) -> str:
+            return plan.template.render(
+                conversation,
+                tools=plan.tools,
+                documents=plan.documents,
+                add_generation_prompt=add_generation_prompt,
+                **plan.variables,
+            )
+
+        conversation = place_developer_messages(rewritten.conversation, plan.facts)
+        text = render_any_ids(render, conversation) if rewritten.lacks_ids else render(conversation)
+        return Rendering(text, ("arguments_coerced",) if rewritten.arguments_coerced else ())
+
+    def _plan(self, request: ChatRequest, templates: ChatTemplates) -> _RenderPlan:
         kwargs = merge_template_kwargs(
             self.default_chat_template_kwargs,
             None if self.hides_tools else dump_tools(request.tools),
@@ -112,23 +137,27 @@ class VllmDialect:
         tools = read_tool_dicts(kwargs.pop("tools", None))
         template = templates.for_request(has_tools=tools is not None)
         facts = read_template_facts(template.source)
-        form = facts.content_form if self.content_format == "auto" else self.content_format
-        rewritten = rewrite_messages(request.messages, form)
         call = split_template_kwargs(keep_accepted_kwargs(kwargs, facts))
-        variables = {CLOCK_FUNCTION: FixedClock(self.fixed_date), **call.variables}
+        return _RenderPlan(
+            template,
+            facts,
+            facts.content_form if self.content_format == "auto" else self.content_format,
+            tools,
+            call.documents,
+            {CLOCK_FUNCTION: FixedClock(self.fixed_date), **call.variables},
+        )
 
-        def render(conversation: Conversation) -> str:
-            return template.render(
-                conversation,
-                tools=tools,
-                documents=call.documents,
-                add_generation_prompt=add_generation_prompt,
-                **variables,
-            )
 
-        conversation = place_developer_messages(rewritten.conversation, facts)
-        text = render_any_ids(render, conversation) if rewritten.lacks_ids else render(conversation)
-        return Rendering(text, ("arguments_coerced",) if rewritten.arguments_coerced else ())
+@dataclass(frozen=True, slots=True)
+class _RenderPlan:
+    """What a render needs beside its messages: requests with the same tools and kwargs share it."""
+
+    template: ChatTemplate
+    facts: TemplateFacts
+    form: ContentForm
+    tools: list[dict[str, Any]] | None
+    documents: list[dict[str, Any]] | None
+    variables: dict[str, Any]
 
 
 _OPTIONS: Mapping[str, Reader] = {
@@ -202,7 +231,7 @@ def place_developer_messages(conversation: Conversation, facts: TemplateFacts) -
 
     ``vllm/renderers/hf.py``: ``_detect_developer_role_support``, ``_convert_developer_to_system``.
     """
-    if facts.names_developer or all(message["role"] != "developer" for message in conversation):
+    if facts.names_developer or "developer" not in [message["role"] for message in conversation]:
         return conversation
     return merge_system_messages(
         [

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import Rejected
 from pipeline.server.shape import (
@@ -19,8 +18,8 @@ from pipeline.server.shape import (
     expect_object,
     expect_text,
     in_field_order,
-    iterate_messages,
     optional_text,
+    read_role,
     refuse_part,
     require,
 )
@@ -82,21 +81,70 @@ _CALL_FIELDS = ("id", "function", "type")
 _CALL_FUNCTION_FIELDS = ("arguments", "name")
 
 
-@dataclass(frozen=True, slots=True)
-class Rewritten:
-    """A conversation as the template gets it.
+class RewrittenMessage(NamedTuple):
+    """A message as the template gets it.
 
     ``arguments_coerced``: some call's arguments were no JSON object and became an empty one.
-    ``lacks_ids``: some call has no id (see `fill_call_ids`).
+    ``lacks_ids``: some call has no id (see `fill_call_ids`). ``source`` is what it was made of.
     """
+
+    source: Mapping[str, Any]
+    fields: dict[str, Any]
+    arguments_coerced: bool = False
+    lacks_ids: bool = False
+
+
+class Rewritten(NamedTuple):
+    """A conversation as the template gets it; of the flags one is set where any message has it."""
 
     conversation: Conversation
     arguments_coerced: bool
     lacks_ids: bool
 
 
-def rewrite_messages(messages: object, form: ContentForm) -> Rewritten:
+def rewrite_messages(
+    messages: object, form: ContentForm, known: dict[int, RewrittenMessage] | None = None
+) -> Rewritten:
     """Return the conversation as the template gets it; ``messages`` stays as it is.
+
+    ``known`` is what earlier calls for the same ``form`` made of the messages, by the id of each.
+    """
+    known = {} if known is None else known
+    listed = expect_list(messages, "messages")
+    if not listed:
+        raise Rejected("empty_context", "messages is empty; the server needs at least one message")
+    rewritten: list[RewrittenMessage] = []
+    for index, message in enumerate(listed):
+        found = known.get(id(message))
+        if found is None:
+            found = rewrite_text(message, form) or rewrite_message(
+                message, f"messages[{index}]", form
+            )
+            known[id(message)] = found
+        rewritten.append(found)
+    _, conversation, coerced, lacks_ids = zip(*rewritten, strict=True)
+    return Rewritten([*conversation], any(coerced), any(lacks_ids))
+
+
+def rewrite_text(message: Any, form: ContentForm) -> RewrittenMessage | None:
+    """Return what `rewrite_message` does for the most frequent message: a role, a text, no more.
+
+    None where there is more to it, or where a rule speaks of the role or the text.
+    """
+    if type(message) is not dict or len(message) != 2:
+        return None
+    role, content = message.get("role"), message.get("content")
+    if type(content) is not str or role not in ("user", "assistant", "tool", "system"):
+        return None
+    if role == "system" and content.startswith(_BILLING_HEADER):
+        return None
+    if form == "openai" and role != "tool":
+        content = [{"type": "text", "text": content}]
+    return RewrittenMessage(message, {"role": role, "content": content}, False, False)
+
+
+def rewrite_message(item: object, where: str, form: ContentForm) -> RewrittenMessage:
+    """Return a message as the template gets it.
 
     Only the keys that vLLM copies survive, in this order: role, content, then an assistant's
     tool_calls, reasoning and reasoning_content, a tool's tool_call_id, name, task, a developer's
@@ -105,34 +153,28 @@ def rewrite_messages(messages: object, form: ContentForm) -> Rewritten:
     vLLM 0.33.0, ``vllm/renderers/chat_utils/chat_message.py``: ``parse_chat_message_content``,
     ``_postprocess_messages``.
     """
-    conversation: Conversation = []
+    message, role = read_role(item, where)
+    fields: dict[str, Any] = {"role": role, "content": rewrite_content(message, role, where, form)}
     coerced = lacks_ids = False
-    for where, role, message in iterate_messages(messages):
-        rewritten: dict[str, Any] = {
-            "role": role,
-            "content": rewrite_content(message, role, where, form),
-        }
-        calls = message.get("tool_calls")
-        listed = [] if calls is None else expect_list(calls, f"{where}.tool_calls")
-        if role == "assistant":
-            if listed:
-                rewritten["tool_calls"], lost = rewrite_tool_calls(listed, f"{where}.tool_calls")
-                coerced |= lost
-                lacks_ids |= any("id" not in call for call in rewritten["tool_calls"])
-            reasoning = find_reasoning(message, where)
-            if reasoning is not None:
-                rewritten |= {"reasoning": reasoning, "reasoning_content": reasoning}
-        elif role == "tool" and "tool_call_id" in message:
-            rewritten["tool_call_id"] = optional_text(message, "tool_call_id", where)
-        name = optional_text(message, "name", where)
-        if name is not None:
-            rewritten["name"] = name
-        if isinstance(message.get("task"), str):
-            rewritten["task"] = message["task"]
-        if role == "developer":
-            rewritten["tools"] = order_developer_tools(message.get("tools"), f"{where}.tools")
-        conversation.append(rewritten)
-    return Rewritten(conversation, coerced, lacks_ids)
+    calls = message.get("tool_calls")
+    listed = [] if calls is None else expect_list(calls, f"{where}.tool_calls")
+    if role == "assistant":
+        if listed:
+            fields["tool_calls"], coerced = rewrite_tool_calls(listed, f"{where}.tool_calls")
+            lacks_ids = any("id" not in call for call in fields["tool_calls"])
+        reasoning = find_reasoning(message, where)
+        if reasoning is not None:
+            fields |= {"reasoning": reasoning, "reasoning_content": reasoning}
+    elif role == "tool" and "tool_call_id" in message:
+        fields["tool_call_id"] = optional_text(message, "tool_call_id", where)
+    name = optional_text(message, "name", where)
+    if name is not None:
+        fields["name"] = name
+    if isinstance(message.get("task"), str):
+        fields["task"] = message["task"]
+    if role == "developer":
+        fields["tools"] = order_developer_tools(message.get("tools"), f"{where}.tools")
+    return RewrittenMessage(message, fields, coerced, lacks_ids)
 
 
 def rewrite_content(

@@ -24,6 +24,11 @@ to 32 MiB at the very worst (gzip: 1 MiB); larger pieces are hardly faster."""
 LONGEST_WINDOW_BYTES: Final = 2**31
 """Window that `zstd --long=31` writes; the library's own limit refuses such files."""
 
+EXPANSION_LIMIT: Final = 500
+FREE_BYTES: Final = 2**28
+"""Beyond this much content a file may not hold more than so many times its own size: that is no log
+but a bomb. Logs that repeat themselves in every line reach about a hundred times."""
+
 GZIP_MAGIC: Final = b"\x1f\x8b"
 ZSTD_MAGICS: Final = (
     b"\x28\xb5\x2f\xfd",
@@ -66,7 +71,7 @@ def decompressed(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     """
     first = next(chunks, b"")
     chunks = itertools.chain([first], chunks)
-    kind = _compression_of(first)
+    kind = compression_of(first)
     for suffix, promised in ((".gz", "gzip"), (".zst", "zstd")):
         if name.lower().endswith(suffix) and kind != promised:
             found = f"it begins with {excerpt_of(repr(first[:16]))}" if first else "it is empty"
@@ -87,7 +92,7 @@ def decompressed(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     return chunks
 
 
-def _compression_of(first: bytes) -> str:
+def compression_of(first: bytes) -> str:
     """Return the kind of file that begins with these bytes; empty for text."""
     if first.startswith(GZIP_MAGIC):
         return "gzip"
@@ -101,7 +106,9 @@ def _members(
 ) -> Iterator[bytes]:
     """Yield the content of gzip members or zstd frames that follow each other."""
     member: _Member | None = None
+    packed = unpacked = 0
     for chunk in chunks:
+        packed += len(chunk)
         for start in range(0, len(chunk), PIECE_BYTES):
             piece = chunk[start : start + PIECE_BYTES]
             while piece:
@@ -110,12 +117,20 @@ def _members(
                     member = new_member() if piece else None
                     continue
                 try:
-                    yield member.decompress(piece)
+                    content = member.decompress(piece)
                 except (zlib.error, zstandard.ZstdError) as error:
                     raise BrokenArchive(
                         f"the {kind} data is damaged ({error}); copy or download the file again"
                     ) from error
-                piece = b""
+                unpacked += len(content)
+                if unpacked > max(FREE_BYTES, EXPANSION_LIMIT * packed):
+                    raise BrokenArchive(
+                        f"{packed} bytes of {kind} data hold over {unpacked} bytes, more than "
+                        f"{EXPANSION_LIMIT} times as many; if that is meant, unpack the file first"
+                    )
+                yield content
+                # Let go before the next piece expands.
+                piece = content = b""
                 if member.eof:
                     piece, member = member.unused_data, None
     if member is not None:

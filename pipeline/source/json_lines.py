@@ -1,9 +1,9 @@
 """Strict JSON: one line of text becomes one object, exactly, or a reject that says why.
 
-Python's own parser is kept, because numbers must reach the template as `json.loads` gives them
+Python's own parser decides, because numbers must reach the template as `json.loads` gives them
 (1e2 is a float, 12345678901234567890 an int); what it takes in silence is refused here: duplicate
 keys (the last would win), NaN and infinities, lone surrogates, nesting that later code could not
-walk. Hooks cost about a third of its speed: 150 to 400 MB/s instead of 230 to 580.
+walk. orjson, twice as fast, reads the lines for which it can be shown that it reads them the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import re
 from collections.abc import Sequence
 from math import isinf
 from typing import Any, Final, NoReturn, cast
+
+import orjson
 
 from pipeline.errors import EXCERPT_LIMIT, Rejected, excerpt_of
 
@@ -42,11 +44,15 @@ def parse_line(text: str) -> dict[str, Any]:
     >>> parse_line('{"id": "a", "top_p": 1.0}')
     {'id': 'a', 'top_p': 1.0}
     """
-    value = _decode(text)
-    if not isinstance(value, dict):
-        reason = f"the line holds {_kind_of(value)}, expected an object with the keys of an example"
-        raise Rejected("not_an_object", reason, _excerpt(text, 0))
-    _refuse_unsafe(value, text)
+    value = decode_quickly(text)
+    if type(value) is not dict:
+        value = _decode(text)
+        if not isinstance(value, dict):
+            reason = (
+                f"the line holds {_kind_of(value)}, expected an object with the keys of an example"
+            )
+            raise Rejected("not_an_object", reason, _excerpt(text, 0))
+        _refuse_unsafe(value, text)
     return cast(dict[str, Any], value)
 
 
@@ -56,9 +62,16 @@ def parse_value(text: str) -> Any:
     Raises:
         Rejected: ``bad_json``, or ``lone_surrogate`` with the field's path.
     """
-    value = _decode(text)
-    _refuse_unsafe(value, text)
+    value = decode_quickly(text)
+    if value is None:
+        value = _decode(text)
+        _refuse_unsafe(value, text)
     return value
+
+
+def find_end(text: str, begin: int) -> int:
+    """Return the place after the valid JSON value that begins at ``begin``."""
+    return _PLAIN_DECODER.raw_decode(text, begin)[1]
 
 
 def is_one_value_over_lines(head: Sequence[str]) -> bool:
@@ -101,6 +114,44 @@ def _progress(text: str) -> str:
 def _ends_early(text: str, error: json.JSONDecodeError) -> bool:
     # For a text that ends inside a string the parser gives the place where the string begins.
     return error.pos == len(text) or error.msg.startswith("Unterminated string")
+
+
+def decode_quickly(text: str) -> Any:
+    """Return the value of JSON ``text``, or None where the slow way alone can tell what it is."""
+    try:
+        value: Any = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return value if _is_exact(value, text) else None
+
+
+def _is_exact(value: Any, text: str) -> bool:
+    """Say whether ``value``, orjson's reading of ``text``, is what `_decode` gives and nothing unsafe.
+
+    orjson refuses lone surrogates, NaN and infinities. It keeps the last of duplicate keys, makes
+    floats of integers over 64 bits, and nests deeper.
+    """
+    # Every string of the text begins with a quote after no backslash, and ends with one, but for a
+    # string that ends with a backslash itself. A key that was dropped leaves a quote unexplained.
+    unexplained = text.count('"') - text.count('\\"')
+    level = [value]
+    for _ in range(DEPTH_LIMIT):
+        below: list[Any] = []
+        for part in level:
+            kind = type(part)
+            if kind is str:
+                unexplained -= 1 if part.endswith("\\") else 2
+            elif kind is dict:
+                below += part.keys()
+                below += part.values()
+            elif kind is list:
+                below += part
+            elif kind is float and abs(part) > 1e15:
+                return False
+        if not below:
+            return unexplained == 0
+        level = below
+    return False
 
 
 def _decode(text: str) -> object:
@@ -190,6 +241,7 @@ def _finite(token: str) -> float:
     return value
 
 
+_PLAIN_DECODER: Final = json.JSONDecoder()
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
 )

@@ -1,63 +1,29 @@
-"""JSONL files (plain, .gz, .zst) -> a `datasets.Dataset` of their lines, byte-exact.
+"""JSONL files (plain, .gz, .zst) -> their lines, byte-exact, every one accounted for.
 
 The text of a line stays as it is in the file and is given no type: readers that infer the types of
-columns rewrite dates, ids, numbers and "null". Every line that is not blank becomes a row or a
-reject; a file that cannot be read to its end stops the job, because its row count would be a guess.
+columns rewrite dates, ids, numbers and "null". Every line that is not blank is read or is a reject;
+a file that cannot be read to its end stops the job, because its row count would be a guess.
 """
 
 from __future__ import annotations
 
 import codecs
-import hashlib
 import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
-
-import datasets
-import pyarrow as pa
 
 from pipeline.errors import EXCERPT_LIMIT, Rejected, UnreadableFile
 from pipeline.source.archive import BrokenArchive, decompressed
-from pipeline.source.files import (
-    SourceFile,
-    find_files,
-    hash_file,
-    open_bytes,
-    spool_streams,
-    unreadable,
-)
-from pipeline.source.json_lines import is_one_value_over_lines, parse_line
-from pipeline.types import Reject
-
-__all__ = [
-    "FileRecord",
-    "LoadedLines",
-    "Reading",
-    "SourceFile",
-    "SourceLine",
-    "find_files",
-    "hash_file",
-    "load_lines",
-    "open_lines",
-    "parse_line",
-    "read_lines",
-    "spool_streams",
-]
+from pipeline.source.files import SourceFile, open_bytes, unreadable
+from pipeline.source.json_lines import is_one_value_over_lines
+from pipeline.source.plan import Piece
 
 MAX_LINE_BYTES: Final = 64 * 2**20
-"""Default limit of a line: no example is that long, and a file without newlines is no JSONL."""
+"""Limit of a line: no example is that long, and a file without newlines is no JSONL."""
 
 CHUNK_BYTES: Final = 2**20
-BATCH_CHARACTERS: Final = 8 * 2**20
-"""Text in one Arrow record batch; with CHUNK_BYTES and the longest line it bounds the memory."""
-
-LINE_SCHEMA: Final = pa.schema(
-    # `text` is large: its offsets must reach past 2 GiB where batches are joined.
-    [("file", pa.string()), ("line", pa.int64()), ("text", pa.large_string())]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +40,12 @@ class SourceLine:
 
 
 @dataclass(frozen=True, slots=True)
-class FileRecord:
-    """What was read of one file: ``bytes`` and ``sha256`` of it as it is on disk, and its lines.
+class PieceRecord:
+    """What was read of a piece of ``file``: ``lines`` that are not blank, rejects included."""
 
-    ``lines`` counts the lines that are not blank, rejects included.
-    """
-
-    name: str
-    bytes: int
-    sha256: str
+    file: str
     lines: int
     blank_lines: int
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedLines:
-    """All lines of a run: ``dataset`` has the columns ``file``, ``line``, ``text`` (`LINE_SCHEMA`).
-
-    ``sum(record.lines for record in records) == len(dataset) + len(rejects)``.
-    """
-
-    dataset: datasets.Dataset
-    records: tuple[FileRecord, ...]
-    rejects: tuple[Reject, ...]
 
 
 def read_lines(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[SourceLine]:
@@ -113,104 +62,46 @@ def read_lines(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Iterat
 
 
 class Reading(Protocol):
-    """One file being read: its lines, as `read_lines` yields them, then the record of it."""
+    """One piece being read: its lines, as `read_lines` yields them, then the record of it."""
 
     def __iter__(self) -> Iterator[SourceLine]: ...
 
-    def record(self) -> FileRecord:
-        """Return what was read; only after the last line."""
+    def record(self) -> PieceRecord:
+        """Return what was read; only after the last line.
+
+        Raises `UsageError` where it is not what was planned: the file changed meanwhile.
+        """
         ...
 
 
-def open_lines(file: SourceFile, max_line_bytes: int) -> Reading:
-    """Return the reading of a JSONL file."""
-    return _Reading(file, max_line_bytes)
-
-
-def load_lines(
-    files: Sequence[SourceFile],
-    cache_file: Path,
-    max_line_bytes: int = MAX_LINE_BYTES,
-    open_file: Callable[[SourceFile, int], Reading] = open_lines,
-) -> LoadedLines:
-    """Write the lines of ``files`` to the Arrow file ``cache_file`` and open it as a data set.
-
-    Rows keep the order of ``files``, then of lines. ``cache_file`` appears whole or not at all.
-    Streams are read as they come. ``open_file`` says how a file is read.
-
-    Raises:
-        UnreadableFile: as `read_lines`; nothing is written then.
-    """
-    records: list[FileRecord] = []
-    rejects: list[Reject] = []
-    cache_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.part")
-    try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, LINE_SCHEMA) as writer:
-            readings = ((file, open_file(file, max_line_bytes)) for file in files)
-            for batch in _batches(readings, records, rejects):
-                writer.write_batch(batch)
-        partial.replace(cache_file)
-    finally:
-        partial.unlink(missing_ok=True)
-    dataset = datasets.Dataset.from_file(str(cache_file))
-    return LoadedLines(dataset, tuple(records), tuple(rejects))
-
-
-def _batches(
-    readings: Iterable[tuple[SourceFile, Reading]],
-    records: list[FileRecord],
-    rejects: list[Reject],
-) -> Iterator[pa.RecordBatch]:
-    """Yield the lines as record batches, and add to ``records`` and ``rejects`` on the way."""
-    names: list[str] = []
-    numbers: list[int] = []
-    texts: list[str] = []
-    held = 0
-
-    for file, reading in readings:
-        for line in reading:
-            if line.reject is not None:
-                error = line.reject
-                rejects.append(
-                    Reject(file.name, line.line, "", error.code, error.reason, error.excerpt)
-                )
-            elif line.text is not None:
-                names.append(file.name)
-                numbers.append(line.line)
-                texts.append(line.text)
-                held += len(line.text)
-                if held >= BATCH_CHARACTERS:
-                    yield pa.record_batch([names, numbers, texts], schema=LINE_SCHEMA)
-                    names, numbers, texts, held = [], [], [], 0
-        records.append(reading.record())
-    if texts:
-        yield pa.record_batch([names, numbers, texts], schema=LINE_SCHEMA)
+def open_lines(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> Reading:
+    """Return the reading of a piece of a JSONL file."""
+    return _Reading(piece.file, max_line_bytes, piece)
 
 
 class _Reading:
-    """One pass over one file: iterate once for its lines, then ask for its record."""
+    """One pass over one file or a piece of it: iterate once for its lines, then ask for its record."""
 
-    def __init__(self, file: SourceFile, max_line_bytes: int) -> None:
-        self._file, self._max_line_bytes = file, max_line_bytes
-        self._sha256 = hashlib.sha256()
-        self._bytes = self._line = self._blank_lines = 0
+    def __init__(self, file: SourceFile, max_line_bytes: int, piece: Piece | None = None) -> None:
+        self._file, self._max_line_bytes, self._piece = file, max_line_bytes, piece
+        self._before = piece.first_line - 1 if piece else 0
+        self._line = self._before
+        self._bytes = self._checksum = self._blank_lines = 0
 
     def __iter__(self) -> Iterator[SourceLine]:
         lines = self._decoded_lines()
-        head = list(itertools.islice(lines, 3))
-        self._refuse_one_value(head)
-        yield from itertools.chain(head, lines)
+        if not self._before:
+            head = list(itertools.islice(lines, 3))
+            self._refuse_one_value(head)
+            lines = itertools.chain(head, lines)
+        yield from lines
 
-    def record(self) -> FileRecord:
+    def record(self) -> PieceRecord:
         """Return what was read; complete after the last line."""
-        return FileRecord(
-            name=self._file.name,
-            bytes=self._bytes,
-            sha256=self._sha256.hexdigest(),
-            lines=self._line - self._blank_lines,
-            blank_lines=self._blank_lines,
-        )
+        if self._piece:
+            self._piece.check_bytes(self._bytes, self._checksum)
+        lines = self._line - self._before - self._blank_lines
+        return PieceRecord(self._file.name, lines, self._blank_lines)
 
     def _decoded_lines(self) -> Iterator[SourceLine]:
         for raw, size in self._raw_lines():
@@ -267,8 +158,11 @@ class _Reading:
 
     def _raw_lines(self) -> Iterator[tuple[bytes, int]]:
         """Yield each line and its size in bytes; of a line over the limit only the beginning."""
+        chunks = self._disk_chunks()
         try:
-            chunks = decompressed(self._disk_chunks(), self._file.path.name)
+            # What a file is shows at its start: a later piece is text, whatever it begins with.
+            if not self._before:
+                chunks = decompressed(chunks, self._file.path.name)
             yield from _split(chunks, self._max_line_bytes)
         except BrokenArchive as error:
             raise UnreadableFile(self._file.name, self._line + 1, str(error)) from error
@@ -276,9 +170,14 @@ class _Reading:
             raise unreadable(self._file, self._line + 1, error) from error
 
     def _disk_chunks(self) -> Iterator[bytes]:
+        size = self._piece.end - self._piece.start if self._piece else None
         with open_bytes(self._file) as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                self._sha256.update(chunk)
+            if self._piece:
+                stream.seek(self._piece.start)
+            while chunk := stream.read(
+                CHUNK_BYTES if size is None else min(CHUNK_BYTES, size - self._bytes)
+            ):
+                self._checksum = zlib.crc32(chunk, self._checksum)
                 self._bytes += len(chunk)
                 yield chunk
 

@@ -7,7 +7,7 @@ is given another type: what JSON cannot say exactly is a reject (`pipeline.sourc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 from pipeline.errors import Rejected, UnreadableFile, excerpt_of
 from pipeline.formats import KNOWN_KEYS
 from pipeline.source.cells import Decoder, find_decoder, write_json
-from pipeline.source.files import TABLE_SUFFIXES, SourceFile, hash_file, unreadable
+from pipeline.source.files import TABLE_SUFFIXES, SourceFile, unreadable
 from pipeline.source.lines import (
     MAX_LINE_BYTES,
-    FileRecord,
-    LoadedLines,
+    PieceRecord,
     Reading,
     SourceLine,
-    load_lines,
     open_lines,
+    read_lines,
 )
+from pipeline.source.plan import Piece, whole_piece
 
 _BATCH_BYTES: Final = 4 * 2**20
 """Arrow data that is held as Python objects at once; those take several times as much."""
@@ -38,18 +38,19 @@ _STREAM_END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Arrow's IPC formats: how a file begins, and how a stream ends."""
 
 
-def load_table_lines(
-    files: Sequence[SourceFile], cache_file: Path, max_line_bytes: int = MAX_LINE_BYTES
-) -> LoadedLines:
-    """Write the rows of tables, and the lines of other files among them, to ``cache_file``.
+def open_piece(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> Reading:
+    """Return the reading of a piece: of a table, or of lines."""
+    return (open_table if is_table(piece.file) else open_lines)(piece, max_line_bytes)
 
-    As `load_lines`: the columns ``file``, ``line`` (a row's number, from 1) and ``text``. A record's
-    ``bytes`` and ``sha256`` are those of the Parquet or Arrow file.
 
-    Raises:
-        UnreadableFile: as `open_table` and `load_lines`; nothing is written then.
+def read_file(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[SourceLine]:
+    """Yield the rows of a table or the lines of another file, as they are now.
+
+    Raises `UnreadableFile` as `open_piece` does.
     """
-    return load_lines(files, cache_file, max_line_bytes, open_file=_open_file)
+    if is_table(file):
+        return iter(_TableReading(Piece(file, 0, 0, 1, 0), max_line_bytes))
+    return read_lines(file, max_line_bytes)
 
 
 def is_table(file: SourceFile) -> bool:
@@ -57,7 +58,7 @@ def is_table(file: SourceFile) -> bool:
     return file.path.name.lower().endswith(TABLE_SUFFIXES)
 
 
-def open_table(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Reading:
+def open_table(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> Reading:
     """Return the reading of a Parquet or Arrow file, one line per row.
 
     Columns of datasets' type Json are read from the JSON text that they hold where it can only stand
@@ -67,18 +68,14 @@ def open_table(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Readin
         UnreadableFile: while it is read, for a file that is damaged, that has no column that a shape
             knows, or one that is refused for its type.
     """
-    return _TableReading(file, max_line_bytes)
-
-
-def _open_file(file: SourceFile, max_line_bytes: int) -> Reading:
-    return (open_table if is_table(file) else open_lines)(file, max_line_bytes)
+    return _TableReading(piece, max_line_bytes)
 
 
 class _TableReading:
     """Yields the rows of one table as lines, and counts them."""
 
-    def __init__(self, file: SourceFile, max_line_bytes: int) -> None:
-        self._file = file
+    def __init__(self, piece: Piece, max_line_bytes: int) -> None:
+        self._piece, self._file = piece, piece.file
         self._max_line_bytes = max_line_bytes
         self._rows = 0
 
@@ -96,15 +93,11 @@ class _TableReading:
             reason = f"not a whole table ({excerpt_of(str(error))}); restore the file"
             raise UnreadableFile(self._file.name, self._rows + 1, reason) from error
 
-    def record(self) -> FileRecord:
-        """Return what the job keeps of the file; only after the last row."""
-        return FileRecord(
-            name=self._file.name,
-            bytes=self._file.path.stat().st_size,
-            sha256=hash_file(self._file),
-            lines=self._rows,
-            blank_lines=0,
-        )
+    def record(self) -> PieceRecord:
+        """Return what was read of the file; only after the last row."""
+        found = whole_piece(self._file)
+        self._piece.check_bytes(found.end, found.checksum)
+        return PieceRecord(self._file.name, self._rows, 0)
 
     def _decoder_of(self, schema: pa.Schema) -> Decoder | None:
         if not schema.names:

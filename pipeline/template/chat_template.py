@@ -1,7 +1,7 @@
 """The chat template of a tokenizer: resolve it, compile it once, render with it.
 
 Templates are untrusted code. They run in the immutable sandbox that transformers builds
-(``transformers.utils.chat_template_utils``), so the text is what every transformers user sees.
+(`pipeline.template.sandbox`), so the text is what every transformers user sees.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from transformers.utils import chat_template_utils
 
 from pipeline.errors import Rejected, UsageError
+from pipeline.template.limits import RENDER_CLOCK, join_text
+from pipeline.template.sandbox import chat_sandbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ RENDER_ERRORS = (
     AttributeError,
     ArithmeticError,
     RecursionError,
+    MemoryError,
 )
 
 
@@ -43,14 +45,15 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens)
+        self._sandbox = chat_sandbox()
         try:
-            # transformers keeps the compiled template in a cache of its own, by source.
-            self._compiled: Any = chat_template_utils._compile_jinja_template(source)  # pyright: ignore[reportPrivateUsage]
+            self._compiled = self._sandbox.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise UsageError(
                 f"chat template, line {error.lineno}: {error.message}; "
                 "expected Jinja that transformers compiles"
             ) from error
+        self._names: dict[str, Any] = {**self._compiled.globals, **self.special_tokens}
 
     @property
     def sha256(self) -> str:
@@ -70,15 +73,20 @@ class ChatTemplate:
 
         Raises `Rejected` (``template_refused``) with the template's own words.
         """
-        variables = {**self.special_tokens, **kwargs}
+        names = {
+            **self._names,
+            **kwargs,
+            "messages": messages,
+            "tools": tools,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        # `Template.render` in its parts: it would merge its globals, a chain of dicts, at every call.
+        context = self._sandbox.context_class(
+            self._sandbox, names, self._compiled.name, self._compiled.blocks
+        )
         try:
-            return self._compiled.render(
-                messages=messages,
-                tools=tools,
-                documents=documents,
-                add_generation_prompt=add_generation_prompt,
-                **variables,
-            )
+            return RENDER_CLOCK.run(lambda: join_text(self._compiled.root_render_func(context)))
         except RENDER_ERRORS as error:
             words = str(error) or type(error).__name__
             raise Rejected("template_refused", f"the chat template raised: {words}") from error

@@ -70,11 +70,14 @@ def probe_turns(
             evidence="the tokenizer has no chat template", stop_tokens=stops, control_tokens=tokens
         )
     template = templates.for_request(has_tools)
-    control = control_pattern(tokens, _texts_in(template.special_tokens.values()))
+    specials = tuple(_texts_in(template.special_tokens.values()))
+    control = control_pattern(tokens, specials)
     stage = find_stage(dialect, templates, kwargs, has_tools=has_tools)
     if isinstance(stage, str):
-        return TurnFacts(evidence=stage, stop_tokens=stops, control_tokens=tokens, control=control)
-    return _Probe(stage, control, stops).facts(tokens)
+        facts = TurnFacts(evidence=stage, stop_tokens=stops, control_tokens=tokens, control=control)
+    else:
+        facts = _Probe(stage, control, stops).facts(tokens)
+    return replace(facts, special_tokens=specials)
 
 
 def _texts_in(values: Collection[object]) -> Iterator[str]:

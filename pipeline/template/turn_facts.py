@@ -7,7 +7,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pipeline.continuation.marks import pattern_of
+from pipeline.continuation.marks import (
+    WELL_KNOWN_MARKS,
+    MarkSearch,
+    control_marks,
+    pattern_of,
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class TurnFacts:
     (both without think blocks; gpt-oss: ``<|channel|>final<|message|>``). ``think_open`` and
     ``think_close`` are the marks of a think block; ``think_closing`` is what closes one that the
     generation prompt leaves open. ``header_tokens`` open turns and are never the model's to emit,
-    ``emitted_tokens`` are those it does emit, ``stop_tokens`` those of ``generation_config.json``.
+    ``emitted_tokens`` are those it does emit, ``stop_tokens`` those of ``generation_config.json``,
+    ``special_tokens`` those that the template may print.
     ``evidence`` says in words what was seen.
     """
 
@@ -39,6 +45,7 @@ class TurnFacts:
     emitted_tokens: frozenset[str] = frozenset()
     stop_tokens: frozenset[str] = frozenset()
     control_tokens: frozenset[str] | None = field(default=None, repr=False)
+    special_tokens: tuple[str, ...] = field(default=(), repr=False)
     control: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False)
 
     @property
@@ -58,6 +65,18 @@ class TurnFacts:
     def forbidden(self) -> re.Pattern[str]:
         """What no continuation may hold before its end: ends of turn and turn headers."""
         return pattern_of([*self.ends, *self.header_tokens])
+
+    @cached_property
+    def marks(self) -> MarkSearch | None:
+        """What finds any mark that a text may not hold, or may hold only in its place.
+
+        Most continuations hold none: one look at such a text settles several rules. None where no
+        tokenizer says which texts are marks.
+        """
+        if self.control_tokens is None:
+            return None
+        own = control_marks(self.control_tokens, self.special_tokens)
+        return MarkSearch({*own, *WELL_KNOWN_MARKS, *self.ends, *self.header_tokens})
 
     @cached_property
     def last_turn(self) -> re.Pattern[str]:

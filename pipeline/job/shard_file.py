@@ -1,0 +1,106 @@
+"""Files that are hashed while they are written: rows as Arrow, the rest as lines of text.
+
+The Arrow format is the one that ``Dataset.save_to_disk`` writes (a stream whose schema carries the
+features), so the rows of a set are written once and never copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from pipeline.types import row_features
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file that is whole: its name, its size in bytes, the sha256 of its bytes, its rows or lines."""
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+def row_schema(columns: str) -> pa.Schema:
+    """Return the schema of the saved rows, the features in its metadata, for ``columns``."""
+    return row_features(columns).arrow_schema
+
+
+class HashedFile(io.RawIOBase):
+    """A binary file that knows the sha256 of what was written to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        # Always a new file: one that a killed job left may be linked from a published set.
+        path.unlink(missing_ok=True)
+        self._file = path.open("xb")
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+        self.rows = 0
+
+    def writable(self) -> bool:
+        """Return True: `pyarrow.PythonFile` asks."""
+        return True
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes or an Arrow buffer; return its size."""
+        self._sha256.update(data)
+        self._file.write(data)
+        size = memoryview(data).nbytes
+        self._size += size
+        return size
+
+    def write_lines(self, lines: list[str]) -> None:
+        """Write lines, each with its line end, and count them."""
+        self.write("".join(lines).encode())
+        self.rows += len(lines)
+
+    def close(self) -> None:
+        """Close the file; more than once does nothing."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def written(self) -> WrittenFile:
+        """Return what was written."""
+        return WrittenFile(self._path.name, self._size, self._sha256.hexdigest(), self.rows)
+
+
+class RowFile:
+    """Writes tables of one schema to ``path``; use it in a ``with`` block, then ask `written`."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._file = HashedFile(path)
+        self._schema = schema
+        self._writer = pa.ipc.new_stream(pa.PythonFile(self._file, mode="w"), schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._writer.close()
+        self._file.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append the rows of a table, whose columns are taken by name."""
+        columns = [table.column(name) for name in self._schema.names]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        self._file.rows += table.num_rows
+
+    def written(self) -> WrittenFile:
+        """Return what was written, after the block."""
+        return self._file.written()

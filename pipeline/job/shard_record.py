@@ -1,0 +1,99 @@
+"""What is kept of a shard that was made: its files, its counts, its share of the digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.job.counts import RowCounts
+from pipeline.job.shard_file import WrittenFile
+from pipeline.seal import hash_file_bytes
+from pipeline.source.lines import PieceRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """What a shard became; its files lie in the folder of the shards.
+
+    ``rows`` has one file per split, ``entries`` says which examples the rows are, ``examples`` and
+    ``rejects`` are its lines of the files of those names. ``codes`` counts the rejects, ``digest`` is
+    the content digest of the rows.
+    """
+
+    index: int
+    pieces: tuple[PieceRecord, ...]
+    rows: dict[str, WrittenFile]
+    entries: WrittenFile
+    examples: WrittenFile
+    rejects: WrittenFile
+    counts: RowCounts
+    codes: dict[str, int]
+    digest: str
+
+    @property
+    def lines(self) -> int:
+        """Lines that are not blank."""
+        return sum(piece.lines for piece in self.pieces)
+
+    @property
+    def files(self) -> Iterator[WrittenFile]:
+        """Every file of the shard but its marker."""
+        return iter((*self.rows.values(), self.entries, self.examples, self.rejects))
+
+    def to_marker(self) -> str:
+        """Return the text of the marker: the record as JSON, and the sha256 of that."""
+        text = json.dumps(asdict(self))
+        return f"{text}\n{_hash_text(text)}\n"
+
+    @classmethod
+    def from_marker(cls, marker: str) -> ShardRecord:
+        """Return the record that a marker holds. Raises `ValueError` for another text."""
+        text, _, sha256 = marker.partition("\n")
+        if sha256 != f"{_hash_text(text)}\n":
+            raise ValueError("no marker of a shard: its hash is not that of its text")
+        try:
+            values: dict[str, Any] = json.loads(text)
+            named = {
+                name: WrittenFile(**values[name]) for name in ("entries", "examples", "rejects")
+            }
+            return cls(
+                index=values["index"],
+                pieces=tuple(PieceRecord(**piece) for piece in values["pieces"]),
+                rows={name: WrittenFile(**file) for name, file in values["rows"].items()},
+                counts=RowCounts(**values["counts"]),
+                codes=values["codes"],
+                digest=values["digest"],
+                **named,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no marker of a shard: {error}") from error
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def marker_path(folder: Path, index: int) -> Path:
+    """Return where the marker of a shard is written."""
+    return folder / f"{index:05d}.json"
+
+
+def read_finished(folder: Path, index: int) -> ShardRecord | None:
+    """Return the record of a shard that is whole in ``folder``, or None where it is to be made.
+
+    A marker counts only with files of the sizes and hashes that it names.
+    """
+    try:
+        record = ShardRecord.from_marker(marker_path(folder, index).read_text(encoding="utf-8"))
+        is_whole = all(
+            (folder / file.name).stat().st_size == file.bytes
+            and hash_file_bytes(folder / file.name) == file.sha256
+            for file in record.files
+        )
+    except (OSError, ValueError):
+        return None
+    return record if is_whole and record.index == index else None

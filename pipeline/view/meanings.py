@@ -1,0 +1,47 @@
+"""What each flag and reject code means, in a sentence for those who look at a set."""
+
+from __future__ import annotations
+
+from typing import Final
+
+FLAG_MEANINGS: Final = {
+    "truncated": "Shorter than what the server saw: the length policy removed tokens.",
+    "turns_dropped": "Lost whole oldest turns and was rendered again.",
+    "turn_cut": "Lost tokens inside a turn, so its context is no prompt that a server would build.",
+    "raw_cut": "Had a context given as text, cut from the left.",
+    "continuation_cut": "Had a continuation that alone did not fit, cut from the right: no end of turn.",
+    "control_token_in_text": "Has a control token in the text of a user, system or tool message.",
+    "end_of_turn_in_text": "Had a continuation that already ended with the end of turn; it is there once.",
+    "double_bos": "Begins with two BOS tokens, as its context text or template says.",
+    "no_bos": "Begins without the BOS that the tokenizer would add by itself.",
+    "prompt_not_prefix": "Its rendered continuation does not begin with the prompt; another way found it.",
+    "think_closed": "Got the closing of a think block that the prompt had left open.",
+    "think_in_text": "Holds a think mark without its partner.",
+    "arguments_coerced": "Has tool arguments that the server replaced by {}: they are no JSON object.",
+    "normalised_by_tokenizer": "Decodes to the normalised form of its text (NFC).",
+    "sampled_ids": "Uses ids that the server returned, not ids encoded from text.",
+}
+
+REJECT_REMEDIES: Final = {
+    "bad_json": "Mend or remove the line: it is not strict JSON.",
+    "not_an_object": "Write one JSON object a line.",
+    "bad_encoding": "Save the file as UTF-8.",
+    "line_too_long": "Split the example.",
+    "missing_field": "Add the field named.",
+    "wrong_type": "Write the type named.",
+    "ambiguous_shape": "Keep context or messages, not both.",
+    "bad_decision_idx": "Point at an assistant message, or at the end.",
+    "empty_context": "Give at least one message or token of context.",
+    "empty_continuation": "Write what the model should have said.",
+    "lone_surrogate": "Mend the text: no UTF-8 holds half of a surrogate pair.",
+    "duplicate_id": "Rename it, remove one, or choose with on_duplicate.",
+    "template_refused": "The words are the chat template's own: give it what it takes.",
+    "server_refused": "Send what the server takes.",
+    "unsupported_content": "Text only: remove images, audio and files.",
+    "no_end_of_turn": "Set end_of_turn.",
+    "not_renderable": "Give the continuation as text.",
+    "too_long": "Raise max_len, or choose another policy with overlong.",
+    "continuation_too_long": "Raise max_len, or shorten the continuation.",
+    "bad_ids": "Send the ids that the server returned.",
+    "control_tokens": "Remove the control token from the text.",
+}

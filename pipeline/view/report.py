@@ -1,0 +1,243 @@
+"""``report.html``: what a set holds, on one page that needs nothing else.
+
+The page has no clock and no random names: the same set gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from markupsafe import Markup
+
+from pipeline.check.tokenizer import describe_builder
+from pipeline.config import config_from_mapping
+from pipeline.job.publish import MANIFEST
+from pipeline.seal import check_tokenizer
+from pipeline.view import pictures
+from pipeline.view.figures import GroupFigures, SetFigures
+from pipeline.view.meanings import FLAG_MEANINGS, REJECT_REMEDIES
+from pipeline.view.page import describe_row, render_page, shorten, write_page
+from pipeline.view.row_choice import choose_telling_rows
+from pipeline.view.settings import flatten_record, write_command, write_value
+
+if TYPE_CHECKING:
+    from pipeline.rows import RowBuilder
+
+logger = logging.getLogger(__name__)
+
+_ROWS: Final = 30
+_TOKENS_OF_PART: Final = 600
+_GROUPS: Final = 300
+_EXAMPLES: Final = 3
+_CODE: Final = re.compile(rb'"code": "(\w+)"')
+
+
+class SumCheck(NamedTuple):
+    """A sum that must hold, in words with its numbers."""
+
+    words: str
+    holds: bool
+
+
+def write_report(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    target: Path,
+    builder: RowBuilder | None,
+    **options: Any,
+) -> None:
+    """Write the page of `make_report` to ``target``. Raises `UsageError` where it cannot be written."""
+    write_page(target, make_report(folder, manifest, builder, **options))
+
+
+def make_report(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    builder: RowBuilder | None,
+    *,
+    without_tokenizer: str = "",
+    with_provenance: bool = True,
+) -> str:
+    """Return the report of the set in ``folder`` as one page.
+
+    The splits and ``rejects.jsonl`` are read from ``folder``; ``manifest`` needs not be there yet,
+    nor hold its ``files``. Without a ``builder`` (the set's tokenizer and template, loaded) the page
+    has no text and says why: ``without_tokenizer``. With ``with_provenance`` False it has figures
+    alone: no text, no sources, no memories, no rejected lines, so that it can be given to others.
+    """
+    figures = SetFigures(folder)
+    counts, seal = manifest["counts"], manifest["seal"]
+    config = config_from_mapping(manifest["config"], MANIFEST)
+    has_sources = with_provenance and figures.has_provenance
+    return render_page(
+        "report.html.jinja",
+        name=Path(manifest["config"]["output"]).name,
+        manifest=manifest,
+        server=" ".join(filter(None, (seal["server"]["name"], seal["server"]["version"]))),
+        max_len=seal["settings"]["max_len"],
+        sums=list(_check_sums(counts, figures)),
+        cards=list(_headline(counts)),
+        lengths=figures.lengths,
+        pictures=_draw(figures, seal["settings"]["max_len"]),
+        padding=figures.padding(),
+        sharing=figures.sharing(),
+        with_provenance=with_provenance,
+        has_flags=figures.has_provenance,
+        flags=_describe_flags(counts["by_flag"], figures, _EXAMPLES if has_sources else 0),
+        rejects=_describe_rejects(
+            counts["by_code"], folder / "rejects.jsonl", _EXAMPLES if with_provenance else 0
+        ),
+        sources=_first(figures.sources()) if has_sources else None,
+        memories=_first(figures.memories()) if has_sources else None,
+        check=describe_builder(builder, config) if builder else None,
+        without_tokenizer=without_tokenizer,
+        rows=_describe_rows(figures, builder) if builder and with_provenance else [],
+        command=write_command(manifest["config"]),
+        sealed=[(key, write_value(value)) for key, value in flatten_record(seal).items()],
+    )
+
+
+def load_builder(manifest: Mapping[str, Any], tokenizer: str | None = None) -> RowBuilder:
+    """Return the tokenizer and template of a set, loaded; ``tokenizer`` is where it lies now.
+
+    No code that comes with a tokenizer is run, whatever the set says of itself. Raises `UsageError`
+    where it is not there, `SealMismatch` where it is another one.
+    """
+    from pipeline.rows import RowBuilder
+
+    settings = {
+        **manifest["config"],
+        "tokenizer": tokenizer or manifest["config"]["tokenizer"],
+        "trust_remote_code": False,
+        # Nothing is encoded in bulk.
+        "encoder": "tokenizers",
+    }
+    builder = RowBuilder(config_from_mapping(settings, MANIFEST))
+    check_tokenizer(manifest["seal"], builder.encoder, builder.templates)
+    return builder
+
+
+def _check_sums(counts: Mapping[str, Any], figures: SetFigures) -> Iterator[SumCheck]:
+    """Yield what must add up, by the manifest and by the rows themselves."""
+    rows, rejects, points, lines = (counts[name] for name in ("rows", "rejects", "points", "lines"))
+    if points == lines:
+        yield SumCheck(
+            f"{lines:,} lines = {rows:,} rows + {rejects:,} rejects", lines == rows + rejects
+        )
+    else:
+        words = (
+            f"{lines:,} lines with {points:,} decision points = {rows:,} rows + {rejects:,} rejects"
+        )
+        yield SumCheck(words, points == rows + rejects)
+    by_code = sum(counts["by_code"].values())
+    yield SumCheck(f"{rejects:,} rejects = those of all codes", rejects == by_code)
+    splits = {str(name): len(split) for name, split in figures.splits.items()}
+    parts = " + ".join(f"{number:,} {name}" for name, number in splits.items())
+    yield SumCheck(f"{rows:,} rows = {parts}, as found in the files", rows == sum(splits.values()))
+    tokens, found = counts["tokens"], figures.lengths
+    context, continuation = tokens["context"], tokens["continuation"]
+    trained = int(figures.continuation.sum())
+    yield SumCheck(
+        f"{tokens['total']:,} tokens = {context:,} context + {continuation:,} continuation",
+        tokens["total"] == context + continuation and continuation == trained,
+    )
+    served, shortened = counts["rows_as_served"], counts["rows_shortened"]
+    yield SumCheck(
+        f"{rows:,} rows = {served:,} as served + {shortened:,} shortened",
+        rows == served + shortened and shortened == found.already_shortened,
+    )
+
+
+def _headline(counts: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    tokens = counts["tokens"]
+    for name, value in (
+        ("rows", counts["rows"]),
+        ("rejects", counts["rejects"]),
+        ("tokens", tokens["total"]),
+        ("tokens of continuation", tokens["continuation"]),
+        ("rows shortened", counts["rows_shortened"]),
+        ("tokens dropped", tokens["dropped"]),
+    ):
+        yield {"name": name, "value": f"{value:,}"}
+
+
+def _draw(figures: SetFigures, max_len: int) -> dict[str, Markup] | None:
+    """Return the pictures by name, or nothing where there are no rows or no matplotlib."""
+    if not len(figures.total):
+        return None
+    try:
+        return pictures.draw_all(figures, max_len)
+    except ImportError as error:
+        logger.info("the report has no pictures: %s", error)
+        return None
+
+
+def _describe_flags(
+    by_flag: Mapping[str, int], figures: SetFigures, most: int
+) -> list[dict[str, Any]]:
+    examples = figures.flagged_rows(most) if most else {}
+    return [
+        {
+            "name": flag,
+            "rows": number,
+            "meaning": FLAG_MEANINGS.get(flag, ""),
+            "examples": [
+                shorten(row["source"]) for _, _, row in figures.rows_at(examples.get(flag, []))
+            ],
+        }
+        for flag, number in sorted(by_flag.items(), key=lambda item: (-item[1], item[0]))
+        if figures.has_provenance
+    ]
+
+
+def _describe_rejects(by_code: Mapping[str, int], path: Path, most: int) -> list[dict[str, Any]]:
+    examples = _read_rejects(by_code, path, most) if by_code and most else {}
+    return [
+        {
+            "name": code,
+            "rejects": number,
+            "remedy": REJECT_REMEDIES.get(code, ""),
+            "examples": examples.get(code, []),
+        }
+        for code, number in sorted(by_code.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def _read_rejects(
+    by_code: Mapping[str, int], path: Path, most: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the first rejects of each code; the file is read no farther than it takes."""
+    if not path.is_file():
+        return {}
+    missing = {code: min(number, most) for code, number in by_code.items()}
+    examples: dict[str, list[dict[str, Any]]] = {code: [] for code in by_code}
+    with path.open("rb") as lines:
+        for line in lines:
+            # Inside a value its quotes would be escaped.
+            code = match[1].decode() if (match := _CODE.search(line)) else ""
+            if missing.get(code):
+                missing[code] -= 1
+                reject = json.loads(line)
+                examples[code].append({key: shorten(str(value)) for key, value in reject.items()})
+                if not any(missing.values()):
+                    break
+    return examples
+
+
+def _describe_rows(figures: SetFigures, builder: RowBuilder) -> list[tuple[dict[str, Any], str]]:
+    chosen = choose_telling_rows(figures.table, _ROWS)
+    rows = figures.rows_at(list(chosen))
+    return [
+        (describe_row(*row, builder.encoder, most=_TOKENS_OF_PART), why)
+        for row, why in zip(rows, chosen.values(), strict=True)
+    ]
+
+
+def _first(groups: Sequence[GroupFigures]) -> dict[str, Any]:
+    shown = [group._replace(name=shorten(group.name)) for group in groups[:_GROUPS]]
+    return {"shown": shown, "others": len(groups) - len(shown)}

@@ -1,0 +1,103 @@
+"""Tokenizer folders that are torn, incomplete or contradict themselves: a sentence, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.encode import TextEncoder
+from pipeline.errors import UsageError
+from pipeline.job.prepare import prepare
+from tests.conftest import write_lines
+
+Break = Callable[[Path], None]
+EXAMPLE = {"id": "a", "messages": [{"role": "user", "content": "Hi"}], "continuation": "Hello"}
+
+
+def edit_json(name: str, **values: Any) -> Break:
+    def edit(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **values}), "utf-8")
+
+    return edit
+
+
+def write(name: str, content: bytes) -> Break:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def cut(name: str) -> Break:
+    def cut_in_half(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return cut_in_half
+
+
+BROKEN: dict[str, Break] = {
+    "no tokenizer.json": lambda folder: (folder / "tokenizer.json").unlink(),
+    "torn tokenizer.json": cut("tokenizer.json"),
+    "empty tokenizer.json": write("tokenizer.json", b""),
+    "tokenizer.json is an array": write("tokenizer.json", b"[]"),
+    "no model in tokenizer.json": edit_json("tokenizer.json", model=None),
+    "an unknown model": edit_json("tokenizer.json", model={"type": "Nothing"}),
+    "an unknown pre-tokenizer": edit_json("tokenizer.json", pre_tokenizer={"type": "Nothing"}),
+    "torn tokenizer_config.json": cut("tokenizer_config.json"),
+    "tokenizer_config.json is no JSON": write("tokenizer_config.json", b"\xff\xfe"),
+    "a template that does not compile": write("chat_template.jinja", b"{% for %}"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_tokenizer_is_refused_in_a_sentence(
+    name: str, tmp_path: Path, bundled_tokenizer: Path
+) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(bundled_tokenizer, folder)
+    BROKEN[name](folder)
+    lines = write_lines(tmp_path / "in.jsonl", [EXAMPLE])
+    with pytest.raises(UsageError) as caught:
+        prepare(input=str(lines), tokenizer=str(folder), output=str(tmp_path / "set"), num_proc=1)
+    assert "expected" in str(caught.value)
+    assert not (tmp_path / "set").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "tokenizer"]
+
+
+def test_a_pickle_beside_a_tokenizer_is_never_loaded(
+    tmp_path: Path, bundled_tokenizer: Path
+) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(bundled_tokenizer, folder)
+    touched = tmp_path / "touched"
+    for name in ("pytorch_model.bin", "tokenizer.pkl", "vocab.pkl", "added_tokens.pt"):
+        (folder / name).write_bytes(pickle.dumps(_Touch(str(touched))))
+    TextEncoder.from_path(str(folder))
+    assert not touched.exists()
+
+
+class _Touch:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.path, "w")
+
+
+def test_code_of_a_tokenizer_runs_only_when_asked_for(
+    tmp_path: Path, bundled_tokenizer: Path
+) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(bundled_tokenizer, folder)
+    touched = tmp_path / "touched"
+    (folder / "evil.py").write_text(f"open({str(touched)!r}, 'w')\nclass Evil: pass\n")
+    edit_json("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})(
+        folder
+    )
+    TextEncoder.from_path(str(folder))
+    assert not touched.exists()

@@ -8,7 +8,7 @@ prefix space) gets an anchor in front, which is cut off again.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -126,12 +126,12 @@ class TextEncoder:
         use_one_thread()
 
     @cached_property
-    def state(self) -> dict[str, Any]:
-        """What determines the ids: the backend as JSON, without padding and truncation."""
-        state: dict[str, Any] = json.loads(self._backend.to_str())
-        return {
-            name: value for name, value in state.items() if name not in ("padding", "truncation")
-        }
+    def state_sha256(self) -> str:
+        """Hex digest of what determines the ids: the backend as JSON, without padding and truncation."""
+        backend = self._backend
+        if backend.padding is not None or backend.truncation is not None:
+            backend = copy_backend(backend)
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
     @cached_property
     def added_tokens(self) -> dict[str, int]:

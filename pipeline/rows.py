@@ -7,12 +7,9 @@ A context that several points share is rendered and encoded once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from pipeline.boundary import (
     BoundedRow,
@@ -25,30 +22,17 @@ from pipeline.boundary import (
     join_rows,
 )
 from pipeline.config import PrepareConfig
+from pipeline.contexts import Context, ContextBuilder, key_of
 from pipeline.continuation.emitted import ContinuationSettings, build_continuation
-from pipeline.continuation.marks import find_text_flags
-from pipeline.continuation.sampled import check_context_ids, check_continuation_ids
+from pipeline.continuation.sampled import check_continuation_ids
 from pipeline.decisions import DecisionPoint
 from pipeline.encode import Ids, TextEncoder
 from pipeline.errors import Rejected, UsageError, excerpt_of
-from pipeline.examples import TrainingExample
-from pipeline.server import ChatRequest, Dialect, Message, Rendering, SharedWork, load_dialect
+from pipeline.server import ChatRequest, Dialect, Rendering, load_dialect
 from pipeline.template.chat_template import ChatTemplates, resolve_templates
 from pipeline.template.probe import probe_turns
 from pipeline.template.turn_facts import TurnFacts
 from pipeline.tokenizer_files import read_model_type, read_position_limit, read_stop_ids
-
-_ContextKey = tuple[int, int | None]
-
-
-class _Context(NamedTuple):
-    """What the server had before a decision point: the request, its prompt, and its ids."""
-
-    request: ChatRequest
-    prompt: Rendering
-    is_raw: bool
-    flags: tuple[str, ...]
-    ids: Ids
 
 
 class _Answer(NamedTuple):
@@ -88,6 +72,7 @@ class RowBuilder:
             read_model_type(self.encoder.folder),
             self.encoder.folder,
         )
+        self.contexts = ContextBuilder(config, self.encoder, self.templates, self.dialect)
         self._settings = ContinuationSettings(
             end_of_turn=config.end_of_turn, think=config.think, control_tokens=config.control_tokens
         )
@@ -107,10 +92,6 @@ class RowBuilder:
     def stop_tokens(self) -> list[str]:
         """Texts of the tokens at which the server stops, from ``generation_config.json``."""
         return [text for text, id_ in self.encoder.added_tokens.items() if id_ in self._stop_ids]
-
-    @cached_property
-    def _bos_id(self) -> int | None:
-        return self.encoder.bos_id
 
     @cached_property
     def _position_limit(self) -> int | None:
@@ -144,7 +125,7 @@ class RowBuilder:
             overlong_continuation=config.overlong_continuation,
             min_context=config.min_context,
             max_continuation=config.max_continuation,
-            bos_id=self._bos_id,
+            bos_id=self.encoder.bos_id,
         )
 
     def build(
@@ -155,8 +136,8 @@ class RowBuilder:
         ``max_len`` (tokens) replaces the setting.
         """
         policy = self._make_policy(max_len)
-        contexts = self._build_contexts(points)
-        answers = [self._build_answer(point, contexts[_key_of(point)]) for point in points]
+        contexts = self.contexts.build(points)
+        answers = [self._build_answer(point, contexts[key_of(point)]) for point in points]
         texts = [answer.text if isinstance(answer, _Answer) else "" for answer in answers]
         ends = [answer.end_id if isinstance(answer, _Answer) else None for answer in answers]
         encoded = self.encoder.encode_continuations(texts)
@@ -164,98 +145,23 @@ class RowBuilder:
         closed = close_continuations(encoded, ends)
         fitted: list[FittedRow | Rejected] = []
         for point, answer, ids, text in zip(points, answers, closed, decoded, strict=True):
-            context = contexts[_key_of(point)]
+            context = contexts[key_of(point)]
             try:
                 if isinstance(answer, Rejected):
                     raise answer
-                assert isinstance(context, _Context), "an answer is built on a context alone"
+                assert isinstance(context, Context), "an answer is built on a context alone"
                 fitted.append(self._fit(context, answer, ids, text, policy))
             except Rejected as error:
                 fitted.append(error)
         rows = iter(join_rows([row for row in fitted if isinstance(row, FittedRow)]))
         return [next(rows) if isinstance(row, FittedRow) else row for row in fitted]
 
-    def render_context(
-        self, point: DecisionPoint, shared: SharedWork | None = None
-    ) -> tuple[ChatRequest, Rendering]:
-        """Return the request of a point, ``messages`` before it, and the prompt that the server makes.
-
-        ``shared`` is what other points of the batch have in common with this one. Raises `Rejected`
-        where the server or the template refuses it.
-        """
-        example = point.example
-        shared = SharedWork() if shared is None else shared
-        messages = (example.messages or [])[: point.decision_idx]
-        request = ChatRequest(messages, example.tools, self._merge_kwargs(example, shared), shared)
-        sampled = _sampled_context(point)
-        if sampled is not None:
-            return request, Rendering(self.encoder.decode(sampled))
-        if example.messages is None:
-            return request, Rendering(example.context or "")
-        return request, self.dialect.render_prompt(request, self.templates)
-
-    def _merge_kwargs(self, example: TrainingExample, shared: SharedWork) -> Mapping[str, Any]:
-        """Return the template kwargs of the settings under the example's; for equal ones the same."""
-        own = example.chat_template_kwargs
-        if not own:
-            return self._config.chat_template_kwargs
-        return shared.once(f"kwargs {own}", lambda: {**self._config.chat_template_kwargs, **own})
-
-    def _build_contexts(
-        self, points: Sequence[DecisionPoint]
-    ) -> dict[_ContextKey, _Context | Rejected]:
-        """Return the context of each point, or why it is refused, each made once."""
-        contexts: dict[_ContextKey, _Context | Rejected] = {}
-        shared = SharedWork()
-        rendered: list[tuple[DecisionPoint, ChatRequest, Rendering]] = []
-        for key, point in {_key_of(point): point for point in points}.items():
-            try:
-                rendered.append((point, *self.render_context(point, shared)))
-            except Rejected as error:
-                contexts[key] = error
-        batch = self.encoder.encode_contexts([prompt.text for *_, prompt in rendered])
-        for place, (point, request, prompt) in enumerate(rendered):
-            try:
-                context = self._describe_context(point, request, prompt, batch[place])
-            except Rejected as error:
-                context = error
-            contexts[_key_of(point)] = context
-        return contexts
-
-    def _describe_context(
-        self, point: DecisionPoint, request: ChatRequest, prompt: Rendering, ids: Ids
-    ) -> _Context:
-        example = point.example
-        is_raw = example.messages is None
-        texts = find_text_flags(
-            request.messages,
-            self._control_tokens,
-            raw_context=prompt.text if is_raw else "",
-            known=request.shared.table("text flags"),
-        )
-        if self._settings.control_tokens == "reject" and "control_token_in_text" in texts:
-            raise Rejected(
-                "control_tokens",
-                "a message's text holds a control token; control_tokens: flag lets it pass",
-            )
-        flags = (*prompt.flags, *texts)
-        if (sampled := _sampled_context(point)) is not None:
-            ids = check_context_ids(sampled, self.encoder.vocabulary_size)
-            is_raw, flags = True, (*flags, "sampled_ids")
-        elif prompt.ids is not None:
-            ids = np.array(prompt.ids, np.int32)
-        elif is_raw and self._config.raw_context == "completions":
-            ids = self._encode_completion_prompt(prompt.text)
-        return _Context(request, prompt, is_raw, (*flags, *self._bos_flags(ids)), ids)
-
-    def _encode_completion_prompt(self, text: str) -> Ids:
-        """Return the ids of a ``/v1/completions`` prompt; one that has its BOS gets no second one."""
-        bos = self.encoder.tokenizer.bos_token
-        starts_with_bos = isinstance(bos, str) and text.startswith(bos)
-        return self.encoder.encode([text], add_special_tokens=not starts_with_bos)[0]
+    def render_context(self, point: DecisionPoint) -> tuple[ChatRequest, Rendering]:
+        """Return the request of a point and its prompt. See `ContextBuilder.render`."""
+        return self.contexts.render(point)
 
     def _build_answer(
-        self, point: DecisionPoint, context: _Context | Rejected
+        self, point: DecisionPoint, context: Context | Rejected
     ) -> _Answer | Rejected:
         if isinstance(context, Rejected):
             return context
@@ -284,7 +190,7 @@ class RowBuilder:
             return error
 
     def _fit(
-        self, context: _Context, answer: _Answer, ids: Ids, decoded: str, policy: LengthPolicy
+        self, context: Context, answer: _Answer, ids: Ids, decoded: str, policy: LengthPolicy
     ) -> FittedRow:
         """Return a context and its answer within the length; ``ids`` are proven to be the answer's.
 
@@ -305,16 +211,9 @@ class RowBuilder:
             policy,
             is_raw=context.is_raw,
             messages=context.request.messages,
-            encode=partial(self._encode_messages, context.request),
+            encode=partial(self.contexts.encode_messages, context.request),
         )
         return FittedRow(fitted, ids, flags + cut)
-
-    def _encode_messages(self, request: ChatRequest, messages: Sequence[Message]) -> Ids:
-        """Return the ids of the prompt of other messages under the same request."""
-        prompt = self.dialect.render_prompt(replace(request, messages=messages), self.templates)
-        if prompt.ids is not None:
-            return np.array(prompt.ids, np.int32)
-        return self.encoder.encode_contexts([prompt.text])[0]
 
     def _explain_difference(self, answer: _Answer, ids: Ids, decoded: str) -> tuple[str, ...]:
         """Return the flag of ids that decode to another text for a good reason, or refuse them."""
@@ -346,15 +245,6 @@ class RowBuilder:
         named = map(self.encoder.token_id, (*facts.ends, self._settings.end_of_turn))
         return self._stop_ids.union(id_ for id_ in named if id_ is not None)
 
-    def _bos_flags(self, context_ids: Ids) -> tuple[str, ...]:
-        bos_id = self._bos_id
-        if bos_id is None:
-            return ()
-        starts = context_ids[:2].tolist()
-        if starts == [bos_id, bos_id]:
-            return ("double_bos",)
-        return ("no_bos",) if self.encoder.adds_bos and starts[:1] != [bos_id] else ()
-
     def _facts(self, request: ChatRequest) -> TurnFacts:
         """Return what the template does with a turn of ``request``, probed once for each kind."""
         kwargs, has_tools = request.chat_template_kwargs, bool(request.tools)
@@ -374,14 +264,3 @@ class RowBuilder:
                 has_tools=has_tools,
             )
         return self._facts_by_request[key]
-
-
-def _key_of(point: DecisionPoint) -> _ContextKey:
-    """Return what tells one context of a batch from another: the example and the place in it."""
-    return id(point.example), point.decision_idx
-
-
-def _sampled_context(point: DecisionPoint) -> list[int] | None:
-    """Return the ids that the server had at this point, which it names for one place alone."""
-    example = point.example
-    return example.context_ids if point.decision_idx == example.decision_idx else None

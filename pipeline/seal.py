@@ -73,7 +73,7 @@ def describe_encoder(encoder: TextEncoder) -> dict[str, Any]:
     return {
         "class": type(encoder.tokenizer).__name__,
         "vocabulary_size": encoder.vocabulary_size,
-        "backend_sha256": hash_json(encoder.state),
+        "backend_sha256": encoder.state_sha256,
     }
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,13 @@ def make_config(tmp_path: Path, bundled_tokenizer: Path) -> Callable[..., Prepar
         return PrepareConfig(input=tuple(map(str, paths)), **values)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def tokenizers_loaded_once() -> Iterator[None]:
+    """Load each tokenizer folder once for a module whose tests only read it."""
+    from pipeline.encode import TextEncoder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextEncoder, "from_path", cache(TextEncoder.from_path))
+        yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -206,25 +207,20 @@ def test_the_boundary_is_part_of_the_hash_not_of_the_ids() -> None:
     assert early.context_hash != late.context_hash
 
 
-@given(
-    st.integers(1, 12),
-    st.integers(1, 12),
-    st.integers(2, 16),
-    st.integers(1, 4),
-    st.none() | st.integers(1, 12),
-)
+@pytest.mark.parametrize("min_context", [1, 3])
+@pytest.mark.parametrize("most", [None, 1, 3])
 def test_what_is_taken_whole_is_what_no_rule_shortens_or_refuses(
-    context_len: int, length: int, max_len: int, min_context: int, most: int | None
+    min_context: int, most: int | None
 ) -> None:
-    policy = LengthPolicy(max_len, "cut_left", min_context=min_context, max_continuation=most)
-    context, ids = ids_of(*range(context_len)), ids_of(*range(length))
-    try:
-        kept, flags = fit_continuation(ids, context_len, policy)
-        fitted = fit_context(context, len(kept), policy, is_raw=False)
-        is_whole = len(fitted.ids) == context_len and not flags
-    except Rejected:
-        is_whole = False
-    assert policy.takes(context_len, length) == is_whole
+    for context_len, length, max_len in product(range(1, 7), range(1, 7), range(2, 10)):
+        policy = LengthPolicy(max_len, "cut_left", min_context=min_context, max_continuation=most)
+        try:
+            kept, flags = fit_continuation(ids_of(*range(length)), context_len, policy)
+            fitted = fit_context(ids_of(*range(context_len)), len(kept), policy, is_raw=False)
+            is_whole = len(fitted.ids) == context_len and not flags
+        except Rejected:
+            is_whole = False
+        assert policy.takes(context_len, length) == is_whole
 
 
 def test_a_context_without_a_token_is_never_taken() -> None:

@@ -59,7 +59,7 @@ def test_a_text_is_kept_verbatim_and_ended_once() -> None:
 @given(
     st.sampled_from([own.CHATML, own.THINK_OPEN, own.CHANNELS, own.PLAIN_TEXT]),
     st.lists(st.sampled_from([*sorted(own.TOKENS), "<s>", "<", "a", "\n", " "]), max_size=4),
-    st.sampled_from(["auto", "none", "<|im_end|>", "<eos>"]),
+    st.sampled_from(["auto", "none", "<|im_end|>", "\n"]),
 )
 def test_a_text_without_marks_takes_no_other_rules_than_one_with(
     source: str, parts: list[str], end_of_turn: str

@@ -19,6 +19,7 @@ from pipeline.decisions import DecisionPoint, assign_split, find_decision_points
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
 from pipeline.rows import RowBuilder
+from pipeline.server import SharedWork
 from tests.conftest import ROOT, write_lines
 
 ConfigMaker = Callable[..., PrepareConfig]
@@ -210,24 +211,24 @@ def builder() -> RowBuilder:
 
 def test_a_context_that_points_share_is_rendered_and_encoded_once(builder: RowBuilder) -> None:
     rendered, encoded = list[int | None](), list[str]()
+    contexts, encoder = copy.copy(builder.contexts), copy.copy(builder.encoder)
     counting = copy.copy(builder)
-    encoder = copy.copy(builder.encoder)
 
     def render(point: DecisionPoint, shared: SharedWork) -> Any:
         rendered.append(point.decision_idx)
-        return builder.render_context(point, shared)
+        return builder.contexts.render(point, shared)
 
-    def encode(texts: list[str], **options: Any) -> Any:
+    def encode(texts: list[str]) -> Any:
         encoded.extend(texts)
-        return builder.encoder.encode(texts, **options)
+        return builder.encoder.encode_contexts(texts)
 
-    vars(encoder)["encode"] = encode
-    vars(counting).update(render_context=render, encoder=encoder)
+    vars(encoder).update(encode_contexts=encode)
+    vars(contexts).update(render=render, _encoder=encoder)
+    vars(counting).update(contexts=contexts)
     pair = example(decision_idx=4, continuations=["x", "y", "z"])
     rows = counting.build(find_decision_points(pair, "all"))
     assert rendered == [2, 4, 5]
-    prompts = [text for text in encoded if text.startswith("<|im_start|>system")]
-    assert len(prompts) == len(set(prompts)) == 3
+    assert len(encoded) == len(set(encoded)) == 3
     assert all(isinstance(row, BoundedRow) for row in rows)
     hashes = [row.context_hash for row in rows if isinstance(row, BoundedRow)]
     assert hashes[1] == hashes[2] == hashes[3]

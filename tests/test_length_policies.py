@@ -176,14 +176,15 @@ def build(name: str, example: TrainingExample, **policy: Any) -> Case:
     max_len = max(2, int(policy.pop("share") * whole.total_len))
     policy["min_context"] = min(policy.get("min_context", 1), max_len - 1)
     policy["max_len"] = max_len
-    encode, asked = builder._encode_messages, list[int]()
+    contexts, asked = copy.copy(builder.contexts), list[int]()
 
     def encode_counted(request: ChatRequest, messages: list[Message]) -> Any:
         asked.append(len(messages))
-        return encode(request, messages)
+        return builder_of(name).contexts.encode_messages(request, messages)
 
     config = dataclasses.replace(vars(builder)["_config"], **policy)
-    vars(builder).update(_config=config, _encode_messages=encode_counted)
+    vars(contexts).update(encode_messages=encode_counted)
+    vars(builder).update(_config=config, contexts=contexts)
     (found,) = builder.build(points)
     return Case(builder, example, whole, found, policy, len(asked))
 

@@ -465,3 +465,15 @@ def test_building_rows_changes_no_example(server: str) -> None:
     rows = build(builder, examples)
     assert any(isinstance(row, BoundedRow) for row in rows)
     assert repr(examples) == before
+
+
+def test_examples_with_other_template_kwargs_are_rendered_each_with_its_own() -> None:
+    kwargs = [{}, {"enable_thinking": True}, {"enable_thinking": False}, {"enable_thinking": 0}]
+    kwargs += [{"enable_thinking": True}]
+    examples = [chat("Hello", chat_template_kwargs=each) for each in kwargs]
+    together = build(bundled(), examples)
+    alone = [row_of(bundled(), example) for example in examples]
+    for row, expected in zip(together, alone, strict=True):
+        assert isinstance(row, BoundedRow)
+        assert row.input_ids.tolist() == expected.input_ids.tolist()
+    assert len({tuple(row.input_ids.tolist()) for row in alone}) > 1

@@ -18,6 +18,9 @@ from pipeline.template.chat_template import ChatTemplate
 from pipeline.template.sandbox import ChatSandbox, chat_sandbox
 from tests.conftest import ROOT, require_shared
 
+OWN: Any = chat_template_utils._compile_jinja_template("{{ 1 }}").environment
+"""What transformers itself renders in."""
+
 NAMES = ["role", "content", "items", "keys", "pop", "update", "get", "clear", "append", "format"]
 NAMES += ["__class__", "__init__", "_x", "mro", "upper", "first", "index0", "gi_frame", "f_globals"]
 
@@ -44,7 +47,7 @@ def make_objects() -> list[Any]:
         make_objects,
         (n for n in "ab"),
         LoopContext(["a"], Undefined),
-        chat_sandbox().globals["namespace"](role="x"),
+        chat_sandbox().globals["namespace"](role="x", pop=1, append=2, mro=3),
     ]
 
 
@@ -58,32 +61,30 @@ def describe(answer: Any) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_attribute_is_what_the_base_class_gives(place: int, name: str) -> None:
     sandbox, obj = chat_sandbox(), make_objects()[place]
-    expected = describe(ImmutableSandboxedEnvironment.getattr(sandbox, obj, name))
+    expected = describe(OWN.getattr(obj, name))
     # The second time the answer is remembered.
     assert [describe(sandbox.getattr(obj, name)) for _ in range(2)] == [expected] * 2
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.integers(), max_size=4), st.sampled_from(NAMES))
 def test_a_key_of_a_message_is_what_the_base_class_gives(message: Any, name: str) -> None:
-    sandbox = chat_sandbox()
-    expected = describe(ImmutableSandboxedEnvironment.getattr(sandbox, message, name))
-    assert describe(sandbox.getattr(message, name)) == expected
+    assert describe(chat_sandbox().getattr(message, name)) == describe(OWN.getattr(message, name))
 
 
 def test_the_sandbox_has_what_transformers_gives_its_templates() -> None:
-    own: Any = chat_template_utils._compile_jinja_template("{{ 1 }}").environment
     sandbox = chat_sandbox()
     assert isinstance(sandbox, ChatSandbox)
     for what in ("filters", "globals", "tests", "extensions"):
-        assert set(getattr(sandbox, what)) == set(getattr(own, what))
+        assert set(getattr(sandbox, what)) == set(getattr(OWN, what))
     for setting in ("trim_blocks", "lstrip_blocks", "autoescape", "keep_trailing_newline"):
-        assert getattr(sandbox, setting) == getattr(own, setting)
+        assert getattr(sandbox, setting) == getattr(OWN, setting)
 
 
 def test_transformers_own_environment_stays_as_it_was() -> None:
     ChatTemplate("{{ messages }}", {})
-    own: Any = chat_template_utils._compile_jinja_template("").environment
-    assert type(own) is ImmutableSandboxedEnvironment
+    for source in ("", "{{ 1 }}"):
+        own: Any = chat_template_utils._compile_jinja_template(source).environment
+        assert type(own) is ImmutableSandboxedEnvironment
 
 
 def text_of(render: Callable[..., str], error: type[Exception], **variables: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.continuation import think
@@ -62,6 +62,8 @@ def test_only_the_last_turn_says_how_a_prompt_ends(prompt: str, state: ThinkStat
     ).map("".join),
     st.sampled_from([HEADER, re.compile(r"\S"), re.compile("(?!)")]),
 )
+@example("a<think>     ", re.compile(r"\S"))
+@example("a<think>" + " " * 100 + "</think>", HEADER)
 def test_the_end_alone_says_what_the_whole_prompt_says(prompt: str, later: re.Pattern[str]) -> None:
     states: list[ThinkState] = []
     for tail in (8, 64, 10**6):

@@ -46,7 +46,6 @@ def read_think_state(prompt: str, pair: tuple[str, str], later: re.Pattern[str])
         return ThinkState("open", prompt[opened:])
     if prompt[closed + len(pair[1]) :].strip():
         return NO_BLOCK
-    opened = prompt.rfind(pair[0]) if opened < 0 else opened
     is_empty_block = opened >= 0 and not prompt[opened + len(pair[0]) : closed].strip()
     return ThinkState("closed", prompt[opened if is_empty_block else closed :])
 

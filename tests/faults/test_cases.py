@@ -20,6 +20,8 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import UnreadableFile
 from tests.conftest import require_shared
 
+pytestmark = pytest.mark.usefixtures("tokenizers_loaded_once")
+
 HERE = Path(__file__).parent
 MAX_LEN = {"overlong_continuation.jsonl": 32, "overlong_context.jsonl": 64}
 

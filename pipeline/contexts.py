@@ -1,0 +1,156 @@
+"""Contexts of decision points: rendered as the server does, encoded, and told what is odd of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.config import PrepareConfig
+from pipeline.continuation.marks import find_text_flags
+from pipeline.continuation.sampled import check_context_ids
+from pipeline.decisions import DecisionPoint
+from pipeline.encode import Ids, TextEncoder
+from pipeline.errors import Rejected
+from pipeline.examples import TrainingExample
+from pipeline.server import ChatRequest, Dialect, Message, Rendering, SharedWork
+from pipeline.template.chat_template import ChatTemplates
+
+ContextKey = tuple[int, int | None]
+
+
+class Context(NamedTuple):
+    """What the server had before a decision point: the request, its prompt, and its ids."""
+
+    request: ChatRequest
+    prompt: Rendering
+    is_raw: bool
+    flags: tuple[str, ...]
+    ids: Ids
+
+
+class ContextBuilder:
+    """Builds the contexts of a batch of decision points; what they have in common is done once."""
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        encoder: TextEncoder,
+        templates: ChatTemplates,
+        dialect: Dialect,
+    ) -> None:
+        self._config = config
+        self._encoder = encoder
+        self._templates = templates
+        self._dialect = dialect
+        self._control_tokens = frozenset(encoder.added_tokens)
+
+    @cached_property
+    def _bos_id(self) -> int | None:
+        return self._encoder.bos_id
+
+    def build(self, points: Sequence[DecisionPoint]) -> dict[ContextKey, Context | Rejected]:
+        """Return the context of each point by its `key_of`, or why it is refused, each made once."""
+        contexts: dict[ContextKey, Context | Rejected] = {}
+        shared = SharedWork()
+        rendered: list[tuple[DecisionPoint, ChatRequest, Rendering]] = []
+        for key, point in {key_of(point): point for point in points}.items():
+            try:
+                rendered.append((point, *self.render(point, shared)))
+            except Rejected as error:
+                contexts[key] = error
+        batch = self._encoder.encode_contexts([prompt.text for *_, prompt in rendered])
+        for place, (point, request, prompt) in enumerate(rendered):
+            try:
+                context = self._describe(point, request, prompt, batch[place])
+            except Rejected as error:
+                context = error
+            contexts[key_of(point)] = context
+        return contexts
+
+    def render(
+        self, point: DecisionPoint, shared: SharedWork | None = None
+    ) -> tuple[ChatRequest, Rendering]:
+        """Return the request of a point, ``messages`` before it, and the prompt that the server makes.
+
+        ``shared`` is what other points of the batch have in common with this one. Raises `Rejected`
+        where the server or the template refuses it.
+        """
+        example = point.example
+        shared = SharedWork() if shared is None else shared
+        messages = (example.messages or [])[: point.decision_idx]
+        request = ChatRequest(messages, example.tools, self._merge_kwargs(example, shared), shared)
+        sampled = _sampled_context(point)
+        if sampled is not None:
+            return request, Rendering(self._encoder.decode(sampled))
+        if example.messages is None:
+            return request, Rendering(example.context or "")
+        return request, self._dialect.render_prompt(request, self._templates)
+
+    def encode_messages(self, request: ChatRequest, messages: Sequence[Message]) -> Ids:
+        """Return the ids of the prompt of other messages under the same request."""
+        prompt = self._dialect.render_prompt(replace(request, messages=messages), self._templates)
+        if prompt.ids is not None:
+            return np.array(prompt.ids, np.int32)
+        return self._encoder.encode_contexts([prompt.text])[0]
+
+    def _merge_kwargs(self, example: TrainingExample, shared: SharedWork) -> Mapping[str, Any]:
+        """Return the template kwargs of the settings under the example's; for equal ones the same."""
+        own = example.chat_template_kwargs
+        if not own:
+            return self._config.chat_template_kwargs
+        return shared.once(f"kwargs {own}", lambda: {**self._config.chat_template_kwargs, **own})
+
+    def _describe(
+        self, point: DecisionPoint, request: ChatRequest, prompt: Rendering, ids: Ids
+    ) -> Context:
+        is_raw = point.example.messages is None
+        texts = find_text_flags(
+            request.messages,
+            self._control_tokens,
+            raw_context=prompt.text if is_raw else "",
+            known=request.shared.table("text flags"),
+        )
+        if self._config.control_tokens == "reject" and "control_token_in_text" in texts:
+            raise Rejected(
+                "control_tokens",
+                "a message's text holds a control token; control_tokens: flag lets it pass",
+            )
+        flags = prompt.flags + texts
+        if (sampled := _sampled_context(point)) is not None:
+            ids = check_context_ids(sampled, self._encoder.vocabulary_size)
+            is_raw, flags = True, (*flags, "sampled_ids")
+        elif prompt.ids is not None:
+            ids = np.array(prompt.ids, np.int32)
+        elif is_raw and self._config.raw_context == "completions":
+            ids = self._encode_completion_prompt(prompt.text)
+        return Context(request, prompt, is_raw, flags + self._find_bos_flags(ids), ids)
+
+    def _encode_completion_prompt(self, text: str) -> Ids:
+        """Return the ids of a ``/v1/completions`` prompt; one that has its BOS gets no second one."""
+        bos = self._encoder.tokenizer.bos_token
+        starts_with_bos = isinstance(bos, str) and text.startswith(bos)
+        return self._encoder.encode([text], add_special_tokens=not starts_with_bos)[0]
+
+    def _find_bos_flags(self, ids: Ids) -> tuple[str, ...]:
+        bos_id = self._bos_id
+        if bos_id is None:
+            return ()
+        starts = ids[:2].tolist()
+        if starts == [bos_id, bos_id]:
+            return ("double_bos",)
+        return ("no_bos",) if self._encoder.adds_bos and starts[:1] != [bos_id] else ()
+
+
+def key_of(point: DecisionPoint) -> ContextKey:
+    """Return what tells one context of a batch from another: the example and the place in it."""
+    return id(point.example), point.decision_idx
+
+
+def _sampled_context(point: DecisionPoint) -> list[int] | None:
+    """Return the ids that the server had at this point, which it names for one place alone."""
+    example = point.example
+    return example.context_ids if point.decision_idx == example.decision_idx else None

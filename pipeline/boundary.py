@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -109,7 +108,7 @@ def close_continuations(batch: EncodedBatch, end_ids: Sequence[int | None]) -> l
     flat = np.insert(batch.flat, batch.offsets[1:][has_end], ends)
     offsets = batch.offsets.copy()
     offsets[1:] += np.cumsum(has_end)
-    return [flat[start:end] for start, end in pairwise(offsets.tolist())]
+    return [*EncodedBatch(flat, offsets)]
 
 
 def fit_continuation(

@@ -129,7 +129,7 @@ class PrepareConfig:
     """Worker processes; 1 works in this process."""
 
     batch_size: int = _unsealed(256)
-    """Examples per batch of the map."""
+    """Most lines that are mapped at once."""
 
     report: bool = _unsealed(True)
     """Write report.html into the set: its figures and some rows, as one page."""

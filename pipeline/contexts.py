@@ -63,9 +63,9 @@ class ContextBuilder:
             except Rejected as error:
                 contexts[key] = error
         batch = self._encoder.encode_contexts([prompt.text for *_, prompt in rendered])
-        for place, (point, request, prompt) in enumerate(rendered):
+        for (point, request, prompt), ids in zip(rendered, batch, strict=True):
             try:
-                context = self._describe(point, request, prompt, batch[place])
+                context = self._describe(point, request, prompt, ids)
             except Rejected as error:
                 context = error
             contexts[key_of(point)] = context

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ class EncodedBatch:
 
     def __getitem__(self, index: int) -> Ids:
         return self.flat[self.offsets[index] : self.offsets[index + 1]]
+
+    def __iter__(self) -> Iterator[Ids]:
+        for start, end in pairwise(self.offsets.tolist()):
+            yield self.flat[start:end]
 
 
 def join_lists(rows: Sequence[Sequence[int]]) -> EncodedBatch:

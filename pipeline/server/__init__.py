@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from pipeline.errors import UsageError
 
@@ -72,8 +72,7 @@ class ChatRequest:
     shared: SharedWork = field(default_factory=SharedWork, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Rendering:
+class Rendering(NamedTuple):
     """What a server makes of a request.
 
     ``text`` is the prompt; ``ids`` is set only where the server writes ids without a template

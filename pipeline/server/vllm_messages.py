@@ -113,7 +113,8 @@ def rewrite_messages(
     listed = expect_list(messages, "messages")
     if not listed:
         raise Rejected("empty_context", "messages is empty; the server needs at least one message")
-    rewritten: list[RewrittenMessage] = []
+    conversation: Conversation = []
+    coerced = lacks_ids = False
     for index, message in enumerate(listed):
         found = known.get(id(message))
         if found is None:
@@ -121,9 +122,10 @@ def rewrite_messages(
                 message, f"messages[{index}]", form
             )
             known[id(message)] = found
-        rewritten.append(found)
-    _, conversation, coerced, lacks_ids = zip(*rewritten, strict=True)
-    return Rewritten([*conversation], any(coerced), any(lacks_ids))
+        conversation.append(found.fields)
+        coerced |= found.arguments_coerced
+        lacks_ids |= found.lacks_ids
+    return Rewritten(conversation, coerced, lacks_ids)
 
 
 def rewrite_text(message: Any, form: ContentForm) -> RewrittenMessage | None:

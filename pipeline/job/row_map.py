@@ -22,7 +22,7 @@ from pipeline.examples import read_id
 from pipeline.formats import read_example
 from pipeline.row_table import Provenance, build_table, digest_rows
 from pipeline.rows import RowBuilder
-from pipeline.source.json_lines import parse_line
+from pipeline.source.line_parser import LineParser
 from pipeline.source.lines import SourceLine
 from pipeline.types import NUMERIC_COLUMNS, Reject
 
@@ -69,6 +69,7 @@ class RowMapper:
     ) -> None:
         self._config = config
         self._formats = formats
+        self._parser = LineParser()
         self.builder = builder
 
     def find_points(self, lines: Sequence[tuple[str, SourceLine]]) -> list[DecisionPoint]:
@@ -114,7 +115,7 @@ class RowMapper:
         digest = hashlib.sha256(text.encode()).digest()
         try:
             points = find_decision_points(
-                read_example(parse_line(text), self._formats[file], source),
+                read_example(self._parser.parse(text), self._formats[file], source),
                 self._config.decisions,
                 keep_rejected=self._config.rejected_continuations == "keep",
             )

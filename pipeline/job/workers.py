@@ -46,10 +46,11 @@ def run_shards(
     `SILENCE_SECONDS`; no worker is left behind, however this ends.
     """
     if workers <= 1 or len(shards) <= 1:
-        for shard in shards:
-            yield encode(shard, on_progress)
+        with _rare_collections():
+            for shard in shards:
+                yield encode(shard, on_progress)
         return
-    with _started(min(workers, len(shards)), encode, start_worker) as running:
+    with _rare_collections(), _started(min(workers, len(shards)), encode, start_worker) as running:
         waiting = deque(shards)
         for worker in running:
             worker.take(waiting.popleft())
@@ -133,15 +134,29 @@ def _wait_for_message(workers: Sequence[_Worker]) -> None:
 
 
 @contextmanager
+def _rare_collections() -> Generator[None]:
+    """Look for cycles seldom: rows are made without any, and a search costs a tenth of the time.
+
+    Objects made before stay out of it altogether; in a worker, looking at them would copy their pages.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
+@contextmanager
 def _started(
     number: int, encode: EncodeShard, start_worker: Callable[[], None]
 ) -> Generator[list[_Worker]]:
     """Fork the workers; at the end let those that are done go, and end the others."""
     context = multiprocessing.get_context("fork")
     running: list[_Worker] = []
-    # Objects made so far stay out of the workers' collections, which would copy their pages.
-    gc.collect()
-    gc.freeze()
     try:
         for _ in range(number):
             ours, theirs = context.Pipe()
@@ -156,7 +171,6 @@ def _started(
         for worker in running:
             worker.process.join(5)
     finally:
-        gc.unfreeze()
         for worker in running:
             worker.process.kill()
         for worker in running:

@@ -34,6 +34,8 @@ from pipeline.config import config_from_mapping
 from pipeline.job import build, merge, prepare as job, publish
 from pipeline.source import plan
 
+# A shell's background job begins with Ctrl-C ignored, and so does what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 job.prepare(config_from_mapping(json.loads(sys.argv[1]), "test"))
 plan.LEAST_SHARD_BYTES, build._BYTES_PER_WORKER = 300, 1
 

@@ -47,6 +47,16 @@ def require_shared(part: str) -> Path:
     return path
 
 
+def talk(id_: str, *answers: str) -> dict[str, Any]:
+    """Return an example whose question is answered again and again."""
+    messages = [
+        message
+        for answer in answers
+        for message in ({"role": "user", "content": "?"}, {"role": "assistant", "content": answer})
+    ]
+    return {"id": id_, "messages": messages}
+
+
 def write_lines(path: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
     """Write a JSONL file, a row given as text as it is, and return its path."""
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]

@@ -25,7 +25,7 @@ from pipeline.errors import DataRefused, SealMismatch, UsageError
 from pipeline.job.append import read_examples
 from pipeline.job.prepare import Prepared
 from pipeline.saved import verify
-from tests.conftest import ROOT, shards_of, write_lines
+from tests.conftest import ROOT, shards_of, talk, write_lines
 
 ConfigMaker = Callable[..., PrepareConfig]
 BUNDLED = ROOT / "configs" / "tokenizer"
@@ -33,15 +33,6 @@ BUNDLED = ROOT / "configs" / "tokenizer"
 
 def example(id_: Any, continuation: str = "4", **values: Any) -> dict[str, Any]:
     return {"id": id_, "context": "2+2=", "continuation": continuation, **values}
-
-
-def talk(id_: str, *answers: str) -> dict[str, Any]:
-    messages = [
-        message
-        for answer in answers
-        for message in ({"role": "user", "content": "?"}, {"role": "assistant", "content": answer})
-    ]
-    return {"id": id_, "messages": messages}
 
 
 def append(config: PrepareConfig, folder: Path, rows: Sequence[Any], **changes: Any) -> Prepared:

@@ -25,18 +25,9 @@ from pipeline.job.shard_file import WrittenFile
 from pipeline.job.shard_record import ShardRecord
 from pipeline.saved import verify
 from pipeline.source.lines import PieceRecord
-from tests.conftest import ROOT, shards_of, write_lines
+from tests.conftest import ROOT, shards_of, talk, write_lines
 
 BESIDE = ("rejects.jsonl", "examples.sha256")
-
-
-def talk(id_: str, *answers: str) -> dict[str, Any]:
-    messages = [
-        message
-        for answer in answers
-        for message in ({"role": "user", "content": "?"}, {"role": "assistant", "content": answer})
-    ]
-    return {"id": id_, "messages": messages}
 
 
 LINES = st.one_of(

@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import UnreadableFile, UsageError
-from pipeline.job.omit import read_table
 from pipeline.job.publish import Target
 from pipeline.job.row_map import RowMapper
 from pipeline.job.shard import ENTRY_SCHEMA, Progress, encode_shard
-from pipeline.job.shard_file import HashedFile, RowFile, row_schema
+from pipeline.job.shard_file import HashedFile, RowFile, read_table, row_schema
 from pipeline.job.shard_record import ShardRecord, marker_path, read_finished
 from pipeline.row_table import sum_digests
 from pipeline.rows import RowBuilder

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.job.counts import COUNTED, RowCounts
 from pipeline.job.duplicates import reject_replaced
 from pipeline.job.omit import keep_rows
 from pipeline.job.set_folder import PlacedFile, find_row_files
+from pipeline.job.shard_file import read_table
 from pipeline.row_table import DIGEST_MODULUS, digest_rows, sum_digests
 from pipeline.saved import check_files, read_manifest
 from pipeline.seal import hash_seal
@@ -107,8 +107,7 @@ def drop_replaced(earlier: EarlierSet, replaced: Mapping[str, str], work: Path) 
 
 
 def _is_kept(path: Path, replaced: Mapping[str, str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    with pa.memory_map(str(path)) as mapped:
-        ids = pa.ipc.open_stream(mapped).read_all().column("id").to_pylist()
+    ids = read_table(path, ["id"]).column("id").to_pylist()
     return np.array([id_ not in replaced for id_ in ids], np.bool_)
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.job.shard_file import read_table
 from pipeline.types import Reject
 
 OnDuplicate = Literal["error", "first", "last"]
@@ -112,7 +113,7 @@ def find_contenders(
     keys: list[NDArray[np.uint64]] = []
     firsts: list[NDArray[np.uint64]] = []
     for file in files:
-        table = _read_columns(file, ("id_key", "source"))
+        table = read_table(file, ("id_key", "source"))
         keys.append(np.asarray(table.column("id_key")))
         # The rows of one line follow each other and are one example.
         sources = table.column("source").combine_chunks()
@@ -129,16 +130,11 @@ def find_contenders(
         places = np.flatnonzero(np.isin(key, contested))
         if len(places):
             names = ("id", "source", "line_digest")
-            table = _read_columns(file, names).take(pa.array(places))
+            table = read_table(file, names).take(pa.array(places))
             columns = (table.column(name).to_pylist() for name in names)
             for place, *values in zip(places.tolist(), *columns, strict=True):
                 yield start + place, Entry(*values)
         start += len(key)
-
-
-def _read_columns(file: Path, names: Sequence[str]) -> pa.Table:
-    with pa.memory_map(str(file)) as mapped:
-        return pa.ipc.open_stream(mapped).read_all().select(names)
 
 
 def reject_replaced(id_: str, source: str, later: str) -> Reject:

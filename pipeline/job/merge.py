@@ -17,7 +17,7 @@ from pipeline.job.duplicates import find_contenders, find_duplicates
 from pipeline.job.omit import omit_duplicates
 from pipeline.job.publish import MANIFEST
 from pipeline.job.set_folder import PlacedFile, join_files, write_splits
-from pipeline.job.shard import format_rejects, split_names
+from pipeline.job.shard import format_example, format_rejects, split_names
 from pipeline.job.shard_record import ShardRecord
 from pipeline.row_table import sum_digests
 from pipeline.rows import RowBuilder
@@ -204,7 +204,7 @@ def _write_examples(path: Path, merged: MergedShards) -> None:
     parts = [merged.folder / record.examples.name for record in merged.records]
     if earlier := merged.earlier:
         kept = merged.folder / "earlier.sha256"
-        lines = [f"{line.hex()}  {json.dumps(id_)}\n" for id_, line in earlier.examples.items()]
+        lines = [format_example(id_, line) for id_, line in earlier.examples.items()]
         kept.write_text("".join(lines), encoding="utf-8")
         parts = [kept, *parts]
     join_files(parts, path)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.job.counts import RowCounts
 from pipeline.job.duplicates import Duplicates
 from pipeline.job.shard import format_examples, format_rejects
-from pipeline.job.shard_file import HashedFile, RowFile, WrittenFile
+from pipeline.job.shard_file import HashedFile, RowFile, WrittenFile, read_table
 from pipeline.job.shard_record import ShardRecord
 from pipeline.row_table import sum_digests
 from pipeline.types import Reject
@@ -103,12 +103,6 @@ def _omit_rows(
         codes=dict(Counter(reject.code for reject in all_rejects)),
         digest=sum_digests(kept.column("row_digest").to_pylist()),
     )
-
-
-def read_table(path: Path) -> pa.Table:
-    """Return the rows of an Arrow stream file."""
-    with pa.OSFile(str(path), "rb") as source:
-        return pa.ipc.open_stream(source).read_all()
 
 
 def _read_rejects(path: Path, known: Collection[str]) -> list[Reject]:

@@ -78,8 +78,7 @@ def encode_shard(
     # Two attempts at one shard write files of their own, and give the same bytes.
     temporary = f".{stem}-{os.getpid()}-"
     splits = split_names(config)
-    counts, codes = RowCounts(), Counter[str]()
-    digests: list[bytes] = []
+    counts, codes, digest = RowCounts(), Counter[str](), sum_digests(())
     pieces: list[PieceRecord] = []
     with ExitStack() as stack:
         rows = {
@@ -101,7 +100,7 @@ def encode_shard(
             rejects.write_lines(format_rejects(mapped.rejects))
             counts.add(mapped.table)
             codes.update(reject.code for reject in mapped.rejects)
-            digests = [bytes.fromhex(sum_digests([*digests, *mapped.row_digests]))]
+            digest = sum_digests([bytes.fromhex(digest), *mapped.row_digests])
             tokens = int(np.asarray(mapped.table.column("total_len")).sum())
             file, line = batch[-1]
             place = f"{file}:{line.line}"
@@ -133,7 +132,7 @@ def encode_shard(
         rejects=named["rejects"],
         counts=counts,
         codes=dict(codes),
-        digest=sum_digests(digests),
+        digest=digest,
     )
     marker = folder / f"{temporary}marker"
     marker.write_text(record.to_marker(), encoding="utf-8")
@@ -183,10 +182,15 @@ def format_examples(entries: pa.Table) -> list[str]:
     """
     ids, digests = (entries.column(name).to_pylist() for name in ("id", "line_digest"))
     return [
-        f"{digest.hex()}  {json.dumps(id_)}\n"
+        format_example(id_, digest)
         for place, (id_, digest) in enumerate(zip(ids, digests, strict=True))
         if not place or id_ != ids[place - 1]
     ]
+
+
+def format_example(id_: str, line_digest: bytes) -> str:
+    """Return the line of ``examples.sha256`` for one example."""
+    return f"{line_digest.hex()}  {json.dumps(id_)}\n"
 
 
 def format_rejects(rejects: Sequence[Reject]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,13 @@ class WrittenFile:
 def row_schema(columns: str) -> pa.Schema:
     """Return the schema of the saved rows, the features in its metadata, for ``columns``."""
     return row_features(columns).arrow_schema
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of an Arrow stream file, mapped and not copied; of all columns or of some."""
+    with pa.memory_map(str(path)) as mapped:
+        table = pa.ipc.open_stream(mapped).read_all()
+    return table if columns is None else table.select(columns)
 
 
 class HashedFile(io.RawIOBase):

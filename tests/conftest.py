@@ -186,3 +186,14 @@ def tokenizers_loaded_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TextEncoder, "from_path", cache(TextEncoder.from_path))
         yield
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Keep torch to one thread: for a tiny model, threads that share busy cores mostly wait."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

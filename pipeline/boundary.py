@@ -93,7 +93,7 @@ def hash_context(context_ids: Ids) -> str:
 
     Rows with equal hashes have equal contexts, which a trainer may run once.
     """
-    return hashlib.sha256(context_ids.astype("<i4", copy=False).tobytes()).hexdigest()[:32]
+    return hashlib.sha256(np.ascontiguousarray(context_ids, "<i4").data).hexdigest()[:32]
 
 
 def close_continuations(batch: EncodedBatch, end_ids: Sequence[int | None]) -> list[Ids]:

@@ -19,8 +19,6 @@ from pipeline.examples import TrainingExample
 from pipeline.server import ChatRequest, Dialect, Message, Rendering, SharedWork
 from pipeline.template.chat_template import ChatTemplates
 
-ContextKey = tuple[int, int | None]
-
 
 class Context(NamedTuple):
     """What the server had before a decision point: the request, its prompt, and its ids."""
@@ -52,23 +50,40 @@ class ContextBuilder:
     def _bos_id(self) -> int | None:
         return self._encoder.bos_id
 
-    def build(self, points: Sequence[DecisionPoint]) -> dict[ContextKey, Context | Rejected]:
-        """Return the context of each point by its `key_of`, or why it is refused, each made once."""
-        contexts: dict[ContextKey, Context | Rejected] = {}
+    def build(self, points: Sequence[DecisionPoint]) -> list[Context | Rejected]:
+        """Return the context of each point, or why it is refused; points that share one have it once."""
+        places: dict[tuple[int, int | None], int] = {}
+        distinct: list[DecisionPoint] = []
+        place_of: list[int] = []
+        for point in points:
+            key = id(point.example), point.decision_idx
+            place = places.get(key)
+            if place is None:
+                place = places[key] = len(distinct)
+                distinct.append(point)
+            place_of.append(place)
+        contexts = self._build_each(distinct)
+        return [contexts[place] for place in place_of]
+
+    def _build_each(self, points: Sequence[DecisionPoint]) -> list[Context | Rejected]:
         shared = SharedWork()
-        rendered: list[tuple[DecisionPoint, ChatRequest, Rendering]] = []
-        for key, point in {key_of(point): point for point in points}.items():
+        rendered: list[tuple[ChatRequest, Rendering] | Rejected] = []
+        for point in points:
             try:
-                rendered.append((point, *self.render(point, shared)))
+                rendered.append(self.render(point, shared))
             except Rejected as error:
-                contexts[key] = error
-        batch = self._encoder.encode_contexts([prompt.text for *_, prompt in rendered])
-        for (point, request, prompt), ids in zip(rendered, batch, strict=True):
+                rendered.append(error.without_frames())
+        texts = [each[1].text for each in rendered if not isinstance(each, Rejected)]
+        encoded = iter(self._encoder.encode_contexts(texts))
+        contexts: list[Context | Rejected] = []
+        for point, each in zip(points, rendered, strict=True):
+            if isinstance(each, Rejected):
+                contexts.append(each)
+                continue
             try:
-                context = self._describe(point, request, prompt, ids)
+                contexts.append(self._describe(point, *each, next(encoded)))
             except Rejected as error:
-                context = error
-            contexts[key_of(point)] = context
+                contexts.append(error.without_frames())
         return contexts
 
     def render(
@@ -143,11 +158,6 @@ class ContextBuilder:
         if starts == [bos_id, bos_id]:
             return ("double_bos",)
         return ("no_bos",) if self._encoder.adds_bos and starts[:1] != [bos_id] else ()
-
-
-def key_of(point: DecisionPoint) -> ContextKey:
-    """Return what tells one context of a batch from another: the example and the place in it."""
-    return id(point.example), point.decision_idx
 
 
 def _sampled_context(point: DecisionPoint) -> list[int] | None:

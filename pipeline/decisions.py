@@ -7,9 +7,8 @@ rendered and encoded once.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pipeline.examples import TrainingExample
 from pipeline.server import Message
@@ -17,8 +16,7 @@ from pipeline.server import Message
 Decisions = Literal["given", "all", "last"]
 
 
-@dataclass(frozen=True, slots=True)
-class DecisionPoint:
+class DecisionPoint(NamedTuple):
     """One row to be: the context ends before ``decision_idx`` (None for a context given as text).
 
     ``continuation_ids`` are ids that a server sampled and win over ``continuation``; ``preference``

@@ -17,8 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.row_columns import RowColumns
 from pipeline.saved import open_splits, read_manifest
-from pipeline.types import ROW_SCHEMA
 
 Lengths = NDArray[np.int64]
 
@@ -79,12 +79,12 @@ def measure_set(path: str | Path, max_lens: Sequence[int]) -> LengthReport:
     if wrong := [max_len for max_len in max_lens if max_len < 2]:
         raise UsageError(f"max_lens: found {wrong[0]}; expected at least 2 tokens")
     read_manifest(Path(path))
-    tables = [rows.with_format("arrow")[:] for rows in open_splits(Path(path)).values()]
-    return measure_table(pa.concat_tables(tables), max_lens)
+    open_splits(Path(path))
+    return measure_table(RowColumns(Path(path)).table, max_lens)
 
 
 def measure_table(rows: pa.Table, max_lens: Sequence[int]) -> LengthReport:
-    """Return the report of a table with the columns of a saved row, tokens not needed."""
+    """Return the report of the table of `RowColumns`."""
     context, total, dropped = (
         np.asarray(rows.column(name)).astype(np.int64)
         for name in ("context_len", "total_len", "dropped_tokens")
@@ -93,9 +93,9 @@ def measure_table(rows: pa.Table, max_lens: Sequence[int]) -> LengthReport:
     sharing: NDArray[np.int64] | None = None
     flags: dict[str, int] = {}
     if "context_hash" in rows.column_names:
-        sharing = np.asarray(rows.column("context_hash").value_counts().field("counts"))
-        lists = rows.column("flags").cast(ROW_SCHEMA.field("flags").type)
-        found = lists.combine_chunks().flatten().value_counts()
+        keys = np.asarray(rows.column("context_hash"))
+        sharing = np.unique(keys, return_counts=True)[1]
+        found = rows.column("flags").combine_chunks().flatten().value_counts()
         flags = {str(each["values"]): each["counts"].as_py() for each in found}
     return LengthReport(
         rows=rows.num_rows,

@@ -22,7 +22,7 @@ from pipeline.boundary import (
     join_rows,
 )
 from pipeline.config import PrepareConfig
-from pipeline.contexts import Context, ContextBuilder, key_of
+from pipeline.contexts import Context, ContextBuilder
 from pipeline.continuation.emitted import ContinuationSettings, build_continuation
 from pipeline.continuation.sampled import check_continuation_ids
 from pipeline.decisions import DecisionPoint
@@ -100,11 +100,11 @@ class RowBuilder:
     def settle(self, points: Sequence[DecisionPoint]) -> None:
         """Learn from a job's first points what holds for all of it, before workers are forked.
 
-        The encoder is checked on their texts, and the template is probed for their kinds of request.
+        The template is probed for their kinds of request, and the encoder is checked on their texts:
+        last, because it may have to be waited for.
         """
-        texts = [text for point in points for text in self._texts_of(point)]
-        self.encoder.settle(texts)
         self.build(points)
+        self.encoder.settle(text for point in points for text in self._texts_of(point))
 
     def _texts_of(self, point: DecisionPoint) -> Iterator[str]:
         try:
@@ -137,22 +137,21 @@ class RowBuilder:
         """
         policy = self._make_policy(max_len)
         contexts = self.contexts.build(points)
-        answers = [self._build_answer(point, contexts[key_of(point)]) for point in points]
+        answers = list(map(self._build_answer, points, contexts))
         texts = [answer.text if isinstance(answer, _Answer) else "" for answer in answers]
         ends = [answer.end_id if isinstance(answer, _Answer) else None for answer in answers]
         encoded = self.encoder.encode_continuations(texts)
         decoded = self.encoder.decode_after_context(encoded)
         closed = close_continuations(encoded, ends)
         fitted: list[FittedRow | Rejected] = []
-        for point, answer, ids, text in zip(points, answers, closed, decoded, strict=True):
-            context = contexts[key_of(point)]
+        for context, answer, ids, text in zip(contexts, answers, closed, decoded, strict=True):
             try:
                 if isinstance(answer, Rejected):
                     raise answer
                 assert isinstance(context, Context), "an answer is built on a context alone"
                 fitted.append(self._fit(context, answer, ids, text, policy))
             except Rejected as error:
-                fitted.append(error)
+                fitted.append(error.without_frames())
         rows = iter(join_rows([row for row in fitted if isinstance(row, FittedRow)]))
         return [next(rows) if isinstance(row, FittedRow) else row for row in fitted]
 
@@ -187,7 +186,7 @@ class RowBuilder:
             )
             return _Answer(text, self._find_end_id(end_of_turn), flags)
         except Rejected as error:
-            return error
+            return error.without_frames()
 
     def _fit(
         self, context: Context, answer: _Answer, ids: Ids, decoded: str, policy: LengthPolicy

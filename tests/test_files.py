@@ -155,6 +155,7 @@ def test_a_file_name_that_is_not_utf8_becomes_text_that_is(tmp_path: Path):
         ("empty", r"input 'empty': nothing found in the folder, looked for \.jsonl, \.jsonl\.gz"),
         (["full.jsonl", "missing.jsonl"], "input 'missing.jsonl'"),
         ("s3://bucket/a.jsonl", "is an address, expected a path: download the data first"),
+        ("https://me:secret@host/a.jsonl?key=secret", r"^https://host/a\.jsonl is an address"),
     ],
 )
 def test_an_input_that_leads_to_no_file_says_what_was_looked_for(

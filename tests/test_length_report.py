@@ -79,7 +79,9 @@ def test_columns_for_training_have_no_contexts_to_count() -> None:
 
 
 def test_a_set_of_no_rows_has_a_report() -> None:
-    report = measure_table(table_of([], context_hash=[], flags=[]), [8])
+    report = measure_table(
+        table_of([], context_hash=[], flags=pa.array([], pa.list_(pa.string()))), [8]
+    )
     assert (report.rows, report.context, report.contexts) == (0, None, 0)
     assert report.costs == (MaxLenCost(8, 0, 0, 0),)
 

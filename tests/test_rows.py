@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Sequence
@@ -173,6 +174,24 @@ def test_a_refused_example_does_not_shift_its_neighbours(place: int) -> None:
     assert isinstance(results.pop(place), Rejected)
     added = [texts_of(bundled(), row)[1] for row in results if isinstance(row, BoundedRow)]
     assert added == [f"one{END}", f"two{END}"]
+
+
+def test_a_refused_example_keeps_nothing_of_its_batch_in_memory() -> None:
+    builder = bundled()
+    points = [
+        *find_decision_points(TrainingExample("refused", "Q: 2+2?", "a<|im_end|>b")),
+        *find_decision_points(TrainingExample("good", "Q: 2+2?", "4")),
+    ]
+    builder.build(points)
+    gc.collect()
+    gc.disable()
+    try:
+        results = builder.build(points)
+        assert isinstance(results[0], Rejected)
+        del results
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_no_examples_make_no_rows() -> None:

@@ -105,5 +105,5 @@ class LikelyRules:
 
 def _context_ids(builder: RowBuilder, point: DecisionPoint) -> list[int] | None:
     """Return the ids of the context of ``point``, or nothing where it is refused."""
-    built = builder.build([replace(point, continuation="x", continuation_ids=None)], _NO_LIMIT)[0]
+    built = builder.build([point._replace(continuation="x", continuation_ids=None)], _NO_LIMIT)[0]
     return None if isinstance(built, Rejected) else built.input_ids[: built.context_len].tolist()

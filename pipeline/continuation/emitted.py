@@ -15,6 +15,7 @@ from pipeline.continuation.marks import MODEL_MARKS, foreign_pattern, has_stray_
 from pipeline.continuation.message import ReadMessage, RenderedMessage, read_message, render_message
 from pipeline.continuation.think import (
     DEFAULT_PAIR,
+    NO_BLOCK,
     drop_supplied,
     has_stray_mark,
     read_think_state,
@@ -85,6 +86,8 @@ def build_continuation(
     ``not_renderable``, ``wrong_type``, and what the dialect or the template refuses.
     """
     if isinstance(continuation, str):
+        if _stands_as_it_is(continuation, prompt, facts, settings):
+            return Continuation(continuation, _expected_end(facts, settings), ())
         draft = _draft_text(continuation, facts, settings)
     else:
         message = read_message(continuation)
@@ -98,8 +101,26 @@ def build_continuation(
     return Continuation(text, draft.end_of_turn, tuple(sorted(flags)))
 
 
+def _expected_end(facts: TurnFacts, settings: ContinuationSettings) -> str | None:
+    return facts.end_of_turn if settings.end_of_turn == "auto" else _named_end(settings)
+
+
 def _named_end(settings: ContinuationSettings) -> str | None:
     return None if settings.end_of_turn == "none" else settings.end_of_turn
+
+
+def _stands_as_it_is(
+    text: str, prompt: str, facts: TurnFacts, settings: ContinuationSettings
+) -> bool:
+    """Say whether a text is its own continuation, as most are: no mark in it, no think block before it."""
+    pair = facts.think_pair or DEFAULT_PAIR
+    return (
+        _is_plain(text, facts, settings)
+        and (settings.end_of_turn == "none" or _expected_end(facts, settings) is not None)
+        and pair[0] not in text
+        and pair[1] not in text
+        and read_think_state(prompt, pair, facts.last_turn) is NO_BLOCK
+    )
 
 
 def _no_end_of_turn(facts: TurnFacts) -> Rejected:
@@ -116,7 +137,7 @@ def _draft_text(text: str, facts: TurnFacts, settings: ContinuationSettings) -> 
     sampled (Llama's ``<|eom_id|>``), and after the template's own also the white space that the
     template writes there.
     """
-    expected = facts.end_of_turn if settings.end_of_turn == "auto" else _named_end(settings)
+    expected = _expected_end(facts, settings)
     if _is_plain(text, facts, settings):
         if expected is None and settings.end_of_turn != "none":
             raise _no_end_of_turn(facts)

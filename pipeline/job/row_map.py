@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -42,8 +42,7 @@ class MappedLines:
     rejects: list[Reject]
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(NamedTuple):
     """A row to be: where it comes from, and its decision point, or why there is none."""
 
     file: str
@@ -121,7 +120,7 @@ class RowMapper:
             )
         except Rejected as error:
             nothing = _no_provenance(source, _peek_id(text))
-            yield _Draft(file, line.line, digest, nothing, error=error)
+            yield _Draft(file, line.line, digest, nothing, error=error.without_frames())
             return
         for point in points:
             yield _Draft(file, line.line, digest, _provenance_of(point, source), point)

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pipeline.config import PrepareConfig
 from pipeline.job.counts import COUNTED, RowCounts
 from pipeline.job.duplicates import key_ids
+from pipeline.job.heap import give_back_free_memory
 from pipeline.job.row_map import MappedLines, RowMapper
 from pipeline.job.shard_file import HashedFile, RowFile, WrittenFile, row_schema
 from pipeline.job.shard_record import ShardRecord, marker_path
@@ -33,6 +34,8 @@ from pipeline.types import ROW_SCHEMA, Reject
 
 BATCH_CHARACTERS: Final = 2**21
 """Text of the lines that are mapped at once; with the longest line it bounds the memory."""
+
+_BATCHES_PER_TRIM: Final = 16
 
 ENTRY_SCHEMA: Final = pa.schema(
     [
@@ -90,7 +93,9 @@ def encode_shard(
         entries = stack.enter_context(RowFile(folder / f"{temporary}entries.arrow", ENTRY_SCHEMA))
         examples = stack.enter_context(closing(HashedFile(folder / f"{temporary}examples.sha256")))
         rejects = stack.enter_context(closing(HashedFile(folder / f"{temporary}rejects.jsonl")))
-        for batch in _batch_lines(shard, config.batch_size, pieces):
+        for number, batch in enumerate(_batch_lines(shard, config.batch_size, pieces), 1):
+            if number % _BATCHES_PER_TRIM == 0:
+                give_back_free_memory()
             mapped = mapper(batch)
             for name, table in _split_rows(mapped):
                 rows[name].write(table)
@@ -134,6 +139,7 @@ def encode_shard(
         codes=dict(codes),
         digest=digest,
     )
+    give_back_free_memory()
     marker = folder / f"{temporary}marker"
     marker.write_text(record.to_marker(), encoding="utf-8")
     marker.replace(marker_path(folder, shard.index))

@@ -21,6 +21,7 @@ from multiprocessing.context import ForkProcess
 from typing import Final
 
 from pipeline.errors import WorkerFailed
+from pipeline.job.heap import give_back_free_memory
 from pipeline.job.shard import Progress
 from pipeline.job.shard_record import ShardRecord
 from pipeline.source.plan import SourceShard
@@ -156,6 +157,8 @@ def _started(
 ) -> Generator[list[_Worker]]:
     """Fork the workers; at the end let those that are done go, and end the others."""
     context = multiprocessing.get_context("fork")
+    # What the parent has freed would be part of every worker.
+    give_back_free_memory()
     running: list[_Worker] = []
     try:
         for _ in range(number):

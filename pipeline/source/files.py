@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -141,7 +142,9 @@ def _paths_of(text: str) -> list[Path]:
     if text == "-":
         return [STDIN]
     if "://" in text:
-        raise UsageError(f"{text} is an address, expected a path: download the data first")
+        # Neither a password in front of the host nor a signature behind the path is shown.
+        shown = re.sub(r"//[^/@]*@", "//", text.partition("?")[0])
+        raise UsageError(f"{shown} is an address, expected a path: download the data first")
     path = Path(text).expanduser()
     if text and path.is_dir():
         found = _data_files_below(path)

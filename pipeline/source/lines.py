@@ -12,7 +12,7 @@ import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pipeline.errors import EXCERPT_LIMIT, Rejected, UnreadableFile
 from pipeline.source.archive import BrokenArchive, decompressed
@@ -26,8 +26,7 @@ MAX_LINE_BYTES: Final = 64 * 2**20
 CHUNK_BYTES: Final = 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class SourceLine:
+class SourceLine(NamedTuple):
     """A line that is not blank: its number (from 1; blank lines count) and its text or its reject.
 
     ``text`` is exactly what the file has between two newlines, without a carriage return at its

@@ -43,8 +43,8 @@ def run(name: str, job: Job) -> dict[str, Any]:
     made = prepare()
     ended = time.perf_counter()
     return {
-        "seconds": ended - loaded - made.loading_seconds,
-        "load_seconds": loaded - start + made.loading_seconds,
+        "seconds": ended - loaded,
+        "load_seconds": loaded - start,
         "rows": made.rows,
         "tokens": made.tokens,
         "versions": read_versions((contender.DISTRIBUTION, *LIBRARIES)),

@@ -45,11 +45,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """What a run made: rows and tokens; ``loading_seconds`` of its time are the tokenizer's load."""
+    """What a run made."""
 
     rows: int
     tokens: int
-    loading_seconds: float = 0.0
 
 
 def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:

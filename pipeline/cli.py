@@ -29,6 +29,7 @@ from pipeline.seeing import (
     show_report,
     show_rows,
 )
+from pipeline.sharing import PullOptions, PushOptions, pull, push
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,9 @@ class VerifyOptions:
 
     rows: int = 100
     """Number of rows to compare with the server."""
+
+    trust_remote_code: bool = False
+    """For --server: let the tokenizer's repository run its own code, if the set was made so."""
 
     json: bool = False
     """Print the findings as JSON."""
@@ -125,7 +129,7 @@ def run_inspect(args: Sequence[str]) -> int:
 def run_verify(args: Sequence[str]) -> int:
     """Run ``verify``: exit code 0 where the set is what its manifest says, 1 where it is not."""
     options = parse_options(VerifyOptions, args, "verify")
-    _prepare_libraries()
+    _prepare_libraries(may_need_torch=options.trust_remote_code)
     from pipeline.saved import verify
 
     findings = verify(options.set, tokenizer=options.tokenizer)
@@ -133,7 +137,12 @@ def run_verify(args: Sequence[str]) -> int:
     if options.server is not None:
         from pipeline.check.live import compare_with_server
 
-        comparison = compare_with_server(options.set, options.server, options.rows)
+        comparison = compare_with_server(
+            options.set,
+            options.server,
+            options.rows,
+            trust_remote_code=options.trust_remote_code,
+        )
         findings += comparison.findings
     if options.json:
         figures = {"set": options.set, "ok": not findings, "findings": findings}
@@ -178,6 +187,20 @@ def run_diff(args: Sequence[str]) -> int:
     return show_differences(options)
 
 
+def run_push(args: Sequence[str]) -> int:
+    """Run ``push``: a set to the Hub."""
+    options = parse_options(PushOptions, args, "push")
+    _prepare_libraries()
+    return push(options)
+
+
+def run_pull(args: Sequence[str]) -> int:
+    """Run ``pull``: a set from the Hub, verified."""
+    options = parse_options(PullOptions, args, "pull")
+    _prepare_libraries()
+    return pull(options)
+
+
 def run_clean(args: Sequence[str]) -> int:
     """Run ``clean``: remove what killed jobs left beside their sets."""
     options = parse_options(CleanOptions, args, "clean")
@@ -207,6 +230,8 @@ VERBS = {
     "verify": Verb(run_verify, "check a saved set: digest, invariants, seal"),
     "report": Verb(run_report, "say what a set holds: lengths, costs, and with --html all of it"),
     "diff": Verb(run_diff, "say what differs between two builds of a set"),
+    "push": Verb(run_push, "put a set on the Hugging Face Hub, private unless --public"),
+    "pull": Verb(run_pull, "fetch a set from the Hub, checked against its digest"),
     "clean": Verb(run_clean, "remove what killed jobs left beside their sets"),
 }
 

@@ -128,11 +128,20 @@ class PrepareConfig:
     num_proc: int = _unsealed(factory=lambda: usable_cores())
     """Worker processes; 1 works in this process."""
 
-    batch_size: int = _unsealed(256)
+    batch_size: int = _unsealed(1024)
     """Most lines that are mapped at once."""
 
     report: bool = _unsealed(True)
     """Write report.html into the set: its figures and some rows, as one page."""
+
+    license: str | None = _unsealed(None)
+    """Licence of the set, for its card: a name that the Hub knows, such as apache-2.0."""
+
+    language: tuple[str, ...] = _unsealed(())
+    """Languages of the conversations, for the card: codes such as en, or a list of them."""
+
+    pretty_name: str | None = _unsealed(None)
+    """Title of the set, for the card; by default the name of its folder."""
 
     overwrite: bool = _unsealed(False)
     """Replace what stands at the output even where it is not a data set of ours."""
@@ -144,9 +153,9 @@ class PrepareConfig:
     """Let the tokenizer's repository run its own code; named in the seal."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.input, str):
-            object.__setattr__(self, "input", (self.input,))
-        object.__setattr__(self, "input", tuple(self.input))
+        for name in ("input", "language"):
+            value: Any = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if not self.input:
             raise UsageError(
                 "input: nothing given; expected at least one JSONL file, glob or folder"
@@ -306,7 +315,7 @@ def _spell_type(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(repr(choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
-        return "a path or a list of paths"
+        return "text or a list of texts"
     if get_origin(hint) is dict:
         return "names with JSON values"
     if get_origin(hint) is UnionType:

@@ -6,7 +6,7 @@ expected and what to do. ``exit_code`` is what the command ends with.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 EXCERPT_LIMIT = 80
 
@@ -81,9 +81,23 @@ class Rejected(ContextFrozenError, ValueError):
     def __str__(self) -> str:
         return f"{self.code}: {self.reason}" + (f" (found {self.excerpt})" if self.excerpt else "")
 
+    def without_frames(self) -> Self:
+        """Return the error itself, without the frames that it came through, to be kept.
+
+        They hold all of their batch, and the list that keeps the error too: a cycle, freed late.
+        """
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
+
 
 class DataRefused(ContextFrozenError, ValueError):
-    """More lines were rejected than ``max_reject_rate`` allows; nothing was published."""
+    """The data are not fit: more lines were rejected than ``max_reject_rate`` allows, or a set is not
+    what its manifest says. Nothing was published.
+    """
+
+
+class HubFailed(ContextFrozenError, OSError):
+    """The Hub could not be reached, or did not do what was asked; the message says what to do."""
 
 
 class WorkerFailed(ContextFrozenError, RuntimeError):

@@ -81,7 +81,7 @@ def _with_missing(values: dict[str, Any]) -> PrepareConfig:
     for item in dataclasses.fields(PrepareConfig):
         if item.name in values:
             value = values[item.name]
-            if item.name == "input":
+            if item.name in ("input", "language"):
                 value = (value,) if isinstance(value, str) else tuple(value)
         elif item.default is not dataclasses.MISSING:
             value = item.default

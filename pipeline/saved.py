@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,10 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.boundary import hash_context
+from pipeline.config import PrepareConfig, config_from_mapping
+from pipeline.damage import find_damage
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.job.publish import MANIFEST
 from pipeline.row_table import digest_rows, split_lists, sum_digests
-from pipeline.seal import check_tokenizer, hash_file_bytes, hash_seal
+from pipeline.seal import check_tokenizer, hash_seal
 from pipeline.types import FLAGS, IGNORE_LABEL, TOKEN_COLUMNS, row_features
 
 if TYPE_CHECKING:
@@ -59,21 +61,30 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
     """Return what is wrong with a saved set, a sentence each; an empty list where nothing is.
 
     Checks the sha256 of every file, the schema, the invariants of every row, the counts and the
-    content digest; and, with ``tokenizer``, the seal. Raises `UsageError` where there is no set.
+    content digest; and, with ``tokenizer``, the seal. A manifest that was changed is the only
+    finding, because nothing can be compared with it. Raises `UsageError` where there is no set.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    findings = [
-        f"{name}: expected {expected}, found {found}"
-        for name, expected, found in _find_changed_files(folder, manifest)
-    ]
+    damage = list(find_damage(folder, manifest))
+    findings = [str(each) for each in damage]
+    if any(each.name == MANIFEST for each in damage):
+        return findings
     if hash_seal(manifest["seal"]) != manifest["seal"]["key"]:
         findings.append(f"{MANIFEST}: the seal is not the one that its key was made from")
     try:
         splits = open_splits(folder)
-    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
-        return [*findings, f"{folder}: cannot be opened: {error}"]
-    findings += _find_row_faults(splits, manifest)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        pa.ArrowException,
+    ) as error:
+        findings.append(f"{folder}: cannot be opened: {error}")
+    else:
+        findings += _find_row_faults(splits, manifest)
     if tokenizer is not None:
         try:
             _check_tokenizer(manifest, tokenizer)
@@ -84,8 +95,9 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
 
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Refuse a set of which a sealed file is missing or changed. Raises `SealMismatch`."""
-    for name, expected, found in _find_changed_files(folder, manifest):
-        raise SealMismatch(name, expected, found, "fetch or prepare the set again")
+    for damage in find_damage(folder, manifest):
+        found = "; ".join(filter(None, (damage.found, damage.rows)))
+        raise SealMismatch(damage.name, damage.expected, found, "fetch or prepare the set again")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -110,6 +122,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def restore_config(
+    manifest: Mapping[str, Any], *, trust_remote_code: bool = False, **changes: Any
+) -> PrepareConfig:
+    """Return the settings that a set was made with, some of them changed.
+
+    The set may be of others, so it is not asked whether code that comes with its tokenizer may run.
+    """
+    settings = {**manifest["config"], **changes, "trust_remote_code": trust_remote_code}
+    return config_from_mapping(settings, MANIFEST)
+
+
 def open_splits(folder: Path) -> datasets.DatasetDict:
     """Return the splits of a folder, nothing checked. Raises `UsageError` for a single data set."""
     splits = datasets.load_from_disk(str(folder))
@@ -130,18 +153,6 @@ def _check_tokenizer(manifest: dict[str, Any], tokenizer: str | PreTrainedTokeni
     check_tokenizer(manifest["seal"], encoder, resolve_templates(encoder.tokenizer, None))
 
 
-def _find_changed_files(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield each sealed file that is missing or changed: its name, what was sealed, what is there."""
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            yield name, f"{entry['bytes']} bytes", "no such file"
-        elif path.stat().st_size != entry["bytes"]:
-            yield name, f"{entry['bytes']} bytes", f"{path.stat().st_size} bytes"
-        elif (digest := hash_file_bytes(path)) != entry["sha256"]:
-            yield name, f"sha256 {entry['sha256'][:16]}", f"sha256 {digest[:16]}"
-
-
 def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> Iterator[str]:
     settings = manifest["seal"]["settings"]
     expected = row_features(settings["columns"])
@@ -153,7 +164,14 @@ def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> 
             yield f"{split}: columns differ from the schema ({names})"
             return
         for start in range(0, len(rows), _BATCH_ROWS):
-            table: pa.Table = cast("Any", rows.with_format("arrow"))[start : start + _BATCH_ROWS]
+            end = min(start + _BATCH_ROWS, len(rows))
+            try:
+                table: pa.Table = cast("Any", rows.with_format("arrow"))[start:end]
+                # A damaged offset would be followed to anywhere in memory.
+                table.validate(full=True)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                yield f"{split}: rows {start} to {end - 1}: {error}"
+                return
             fault = _find_first_fault(table, settings["max_len"], manifest["seal"])
             if fault is not None:
                 yield f"{split}: row {start + fault[0]}: {fault[1]}"

@@ -51,6 +51,9 @@ UNSEALED = {"input", "tokenizer", "chat_template", "output", "encoder"} | {
     "overwrite",
     "append",
     "report",
+    "license",
+    "language",
+    "pretty_name",
 }
 REQUIRED = {"input": "a.jsonl", "tokenizer": "t", "output": "o"}
 # Another valid value of every sealed setting.
@@ -178,9 +181,11 @@ def test_the_resolved_config_goes_through_json_and_back() -> None:
         ("max_continuation", True, "a whole number or nothing"),
         ("min_context", None, "a whole number"),
         ("decisions", "some", "'given' or 'all' or 'last'"),
-        ("input", 3, "a path or a list of paths"),
-        ("input", ["a.jsonl", 3], "a path or a list of paths"),
-        ("input", {"a": "b"}, "a path or a list of paths"),
+        ("input", 3, "text or a list of texts"),
+        ("input", ["a.jsonl", 3], "text or a list of texts"),
+        ("input", {"a": "b"}, "text or a list of texts"),
+        ("language", 3, "text or a list of texts"),
+        ("license", ["mit"], "text or nothing"),
         ("server", "tgi", "'vllm' or 'sglang' or 'plain'"),
         ("server", ["vllm"], "'vllm' or 'sglang' or 'plain'"),
         ("overlong", None, "'drop_turns' or 'cut_left' or 'reject'"),

@@ -289,6 +289,7 @@ def test_beside_the_rows_stand_manifest_rejects_and_card(quickstart_set: Path) -
         "README.md",
         "dataset_dict.json",
         "examples.sha256",
+        "lengths.png",
         MANIFEST,
         "rejects.jsonl",
         "report.html",
@@ -298,7 +299,16 @@ def test_beside_the_rows_stand_manifest_rejects_and_card(quickstart_set: Path) -
     manifest = json.loads((quickstart_set / MANIFEST).read_text("utf-8"))
     assert manifest["digest"] in card
     assert all(name in card for name in ROW_SCHEMA.names)
-    assert {"digest", "seal", "counts", "config", "formats", "shards", "files"} == set(manifest)
+    assert {
+        "digest",
+        "seal",
+        "counts",
+        "config",
+        "formats",
+        "shards",
+        "files",
+        "sha256",
+    } == set(manifest)
     assert manifest["shards"] == {"made": 1, "reused": 0}
     assert set(manifest["files"]) == set(snapshot(quickstart_set)) - {MANIFEST}
     assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == {
@@ -389,9 +399,12 @@ def test_two_runs_make_the_same_bytes(
 ) -> None:
     sets: list[dict[str, bytes]] = []
     for name in ("left", "right"):
-        prepare(make_config(examples, output=str(tmp_path / name)))
-        sets.append(snapshot(tmp_path / name))
-        sets[-1][MANIFEST] = sets[-1][MANIFEST].replace(str(tmp_path / name).encode(), b"")
+        prepare(make_config(examples, output=str(tmp_path / name / "set")))
+        sets.append(snapshot(tmp_path / name / "set"))
+        text = sets[-1].pop(MANIFEST).decode().replace(str(tmp_path / name), "")
+        # Of the whole manifest, and so of the name of the output.
+        assert len(json.loads(text)["sha256"]) == 64
+        sets[-1][MANIFEST] = text[: text.rindex('"sha256"')].encode()
     assert sets[0] == sets[1]
 
 

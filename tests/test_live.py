@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import threading
@@ -86,6 +87,9 @@ class Stub:
     routes: dict[str, Answer]
     url: str = ""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    redirect: str = ""
+    """Another server, to which every question is sent on."""
 
     def bodies(self, path: str) -> list[dict[str, Any]]:
         return [body for asked, body in self.asked if asked == path]
@@ -104,6 +108,12 @@ def serving(routes: dict[str, Answer]) -> Generator[Stub]:
                 self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}"
             )
             stub.asked.append((self.path, body))
+            stub.headers.append(dict(self.headers))
+            if stub.redirect:
+                self.send_response(302)
+                self.send_header("Location", stub.redirect + self.path)
+                self.end_headers()
+                return
             route = stub.routes.get(self.path)
             found = Failure(404, b'{"detail": "Not Found"}') if route is None else route(body)
             if not isinstance(found, Failure):
@@ -575,3 +585,79 @@ def test_fewer_rows_than_one_are_wrong_usage(
         capsys, plain_set.output, "--server", "http://127.0.0.1:9", "--rows", "0"
     )
     assert (code, "expected a number of rows from 1" in printed) == (2, True)
+
+
+# ---- what a set of others may not do
+
+
+def test_code_of_the_tokenizer_of_a_set_runs_only_when_asked_for(
+    make_set: Callable[..., PrepareConfig],
+    bundled_tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = Path(shutil.copytree(bundled_tokenizer, tmp_path / "tokenizer"))
+    config = make_set([PLAIN], tokenizer=str(tokenizer))
+    routes = routes_of(config)
+    ran = tmp_path / "ran"
+    (tokenizer / "theirs.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        f"open({str(ran)!r}, 'w').close()\n"
+        "class Theirs(PreTrainedTokenizerFast): pass\n"
+    )
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text("utf-8"))
+    settings["auto_map"] = {"AutoTokenizer": [None, "theirs.Theirs"]}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text("utf-8"))
+    manifest["config"]["trust_remote_code"] = True
+    (tmp_path / "set" / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    with serving(routes) as stub:
+        compared = compare_with_server(config.output, stub.url, 1)
+        assert (compared.compared, ran.exists()) == (1, False)
+        compare_with_server(config.output, stub.url, 1, trust_remote_code=True)
+        assert ran.exists()
+
+
+# ---- secrets
+
+
+def test_a_password_in_the_url_is_sent_to_the_server_and_shown_nowhere(
+    plain_set: PrepareConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(routes_of(plain_set)) as stub:
+        host = stub.url.removeprefix("http://")
+        url = f"http://someone:s3cr%40t@{host}/v1"
+        assert verify(capsys, plain_set.output, "--server", url)[0] == 0
+        credentials = base64.b64encode(b"someone:s3cr@t").decode()
+        assert {headers["Authorization"] for headers in stub.headers} == {f"Basic {credentials}"}
+        stub.routes["/v1/models"] = lambda _: Failure(401, b"who are you?")
+        code, printed = verify(capsys, plain_set.output, "--server", url)
+    assert (code, "401" in printed) == (1, True)
+    codes: list[int] = []
+    for broken in (
+        url,
+        url.replace("http:", "ftp:"),
+        url.removeprefix("http://"),
+        "http://someone:s3cr%40t@127.0.0.1:port",
+    ):
+        code, more = verify(capsys, plain_set.output, "--server", broken)
+        codes.append(code)
+        printed += more
+    assert codes == [1, 2, 2, 1]
+    assert host in printed
+    assert "s3cr" not in printed
+    assert "someone" not in printed
+    assert credentials not in printed
+
+
+def test_a_password_does_not_follow_a_redirect(
+    plain_set: PrepareConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(routes_of(plain_set)) as elsewhere, serving({}) as stub:
+        stub.redirect = elsewhere.url
+        url = stub.url.replace("http://", "http://someone:s3cret@")
+        verify(capsys, plain_set.output, "--server", url)
+    assert all("Authorization" in headers for headers in stub.headers)
+    assert elsewhere.headers
+    assert not any("Authorization" in headers for headers in elsewhere.headers)

@@ -271,13 +271,24 @@ def test_a_lock_ends_with_a_killed_process(
         assert not target.staging.exists()
 
 
-def test_workers_of_a_killed_job_end_with_it_and_do_not_keep_its_lock(target: Target) -> None:
+@pytest.mark.parametrize("is_early", [False, True])
+def test_workers_of_a_killed_job_end_with_it_and_do_not_keep_its_lock(
+    target: Target, is_early: bool
+) -> None:
     """A pool's workers wait for ever for work that a killed parent will not give them."""
     if not sys.platform.startswith("linux"):
         pytest.skip("prctl is Linux")
+    # Killed before the worker has asked to be told of that.
+    early = (
+        "from pipeline.job import publish\n"
+        "class Late:\n"
+        "    def prctl(self, *args):\n"
+        "        parent = os.getppid()\n"
+        "        while os.getppid() == parent: time.sleep(0.01)\n"
+        "publish._LIBC = Late()\n"
+    )
     code = (
-        "import os, sys, time\n"
-        "from pipeline.job.publish import Target\n"
+        "import os, sys, time\n" + early * is_early + "from pipeline.job.publish import Target\n"
         "with Target(sys.argv[1]).locked():\n"
         "    worker = os.fork()\n"
         "    if worker == 0: time.sleep(60); os._exit(0)\n"
@@ -294,12 +305,12 @@ def test_workers_of_a_killed_job_end_with_it_and_do_not_keep_its_lock(target: Ta
     worker = int(first.stdout.readline())
     first.kill()
     first.wait()
-    with target.locked():
-        pass
     end = time.monotonic() + 10
     while is_alive(worker) and time.monotonic() < end:
         time.sleep(0.05)
     assert not is_alive(worker)
+    with target.locked():
+        pass
 
 
 def is_alive(process: int) -> bool:
@@ -372,6 +383,28 @@ def test_an_error_of_the_job_frees_the_target(target: Target) -> None:
         raise KeyError
     with target.locked():
         pass
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_what_an_error_left_unpublished_is_removed_and_shards_stay(
+    target: Target, shards: bool
+) -> None:
+    write_set(target.path, "old")
+
+    def stop() -> None:
+        with target.locked():
+            write_set(target.staging, "new")
+            target.streams.mkdir(parents=True)
+            (target.streams / "stream-1").write_text("a copy of standard input")
+            if shards:
+                target.open_work("job")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        stop()
+    assert content_of(target.path) == "old"
+    assert names_in(target.path.parent) == [*([target.work.name] if shards else []), "set"]
+    assert not shards or names_in(target.work) == ["job"]
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from pipeline.config import PrepareConfig
+from pipeline.damage import hash_manifest
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.job.prepare import prepare
 from pipeline.job.publish import MANIFEST
@@ -33,12 +34,14 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / MANIFEST).read_text("utf-8"))
 
 
-def write_manifest(folder: Path, manifest: Any) -> None:
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest that holds its own hash: what a careful forger would do."""
+    manifest = manifest | {"sha256": hash_manifest(manifest)}
     (folder / MANIFEST).write_text(json.dumps(manifest), "utf-8")
 
 
 def seal_files(folder: Path) -> None:
-    """Make the manifest's list of files that of the folder: what a careful forger would do."""
+    """Make the manifest's list of files that of the folder."""
     manifest = manifest_of(folder)
     for name, entry in manifest["files"].items():
         data = (folder / name).read_bytes()

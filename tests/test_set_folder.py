@@ -230,7 +230,7 @@ def test_joined_files_are_their_bytes_one_after_the_other(tmp_path: Path) -> Non
 def test_the_files_of_a_split_come_back_in_order(make_file: MakeFile, tmp_path: Path) -> None:
     files = [make_file("a", "b"), make_file("c", "d", "e", rows_per_batch=2)]
     placed = write_splits(tmp_path / "set", {"train": files}, "full")
-    sealed = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in placed.items()}
+    sealed = {name: file.to_entry() for name, file in placed.items()}
     found = find_row_files(tmp_path / "set", "train", sealed)
     assert [each.file for each in found] == list(placed.values())
     assert [each.path for each in found] == [tmp_path / "set" / name for name in placed]

@@ -16,14 +16,14 @@ from typing import Any
 
 from pipeline.check.likely_rule import LikelyRules
 from pipeline.check.live_server import LiveServer, Refusal
-from pipeline.config import PrepareConfig, config_from_mapping
+from pipeline.config import PrepareConfig
 from pipeline.decisions import DecisionPoint
 from pipeline.encode import TextEncoder
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples import TrainingExample
 from pipeline.formats import read_example
 from pipeline.rows import RowBuilder
-from pipeline.saved import open_splits, read_manifest
+from pipeline.saved import open_splits, read_manifest, restore_config
 from pipeline.server import ChatRequest
 from pipeline.source.data_sets import expand_data_sets
 from pipeline.source.files import find_files
@@ -62,16 +62,19 @@ class Comparison:
         return {"compared": self.compared, "matching": self.matching, "skipped": self.skipped}
 
 
-def compare_with_server(path: str, url: str, rows: int) -> Comparison:
+def compare_with_server(
+    path: str, url: str, rows: int, *, trust_remote_code: bool = False
+) -> Comparison:
     """Compare up to ``rows`` rows, spread over the set, with the server at ``url``.
 
-    Raises `UsageError` where the input of the set is not there any more, `ServerError` where the
+    Code that comes with the tokenizer runs only under ``trust_remote_code``, whatever the set says
+    of itself. Raises `UsageError` where the input of the set is not there any more, `ServerError` where the
     server does not answer.
     """
     if rows < 1:
         raise UsageError(f"rows: {rows}: expected a number of rows from 1")
     manifest = read_manifest(Path(path))
-    config = config_from_mapping(manifest["config"], f"{path}/manifest.json")
+    config = restore_config(manifest, trust_remote_code=trust_remote_code)
     server = LiveServer(url)
     chosen, skipped = _choose_rows(path, rows)
     if not chosen:

@@ -6,8 +6,10 @@ without that route, are asked ``/tokenize``, which renders messages as well.
 
 from __future__ import annotations
 
+import base64
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,10 +42,12 @@ class Refusal:
 class LiveServer:
     """A vLLM or SGLang server at ``url``; its first model is asked.
 
-    Raises `UsageError` for what is no URL, `ServerError` where no server answers.
+    A name and a password in the URL are sent to it alone, and shown nowhere. Raises `UsageError` for
+    what is no URL, `ServerError` where no server answers.
     """
 
     def __init__(self, url: str) -> None:
+        url, self._credentials = _split_credentials(url)
         if not url.startswith(("http://", "https://")):
             raise UsageError(
                 f"server: {excerpt_of(url)}: expected a URL such as http://127.0.0.1:8000"
@@ -108,6 +112,9 @@ class LiveServer:
         headers = {} if data is None else {"Content-Type": "application/json"}
         try:
             request = urllib.request.Request(self._url + path, data, headers)
+            if self._credentials:
+                # Not to where the server may redirect.
+                request.add_unredirected_header("Authorization", self._credentials)
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError:
@@ -115,6 +122,17 @@ class LiveServer:
         except (OSError, ValueError, HTTPException) as error:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             raise ServerError(f"{self._url}{path}: {cause}; is a server running there?") from error
+
+
+def _split_credentials(url: str) -> tuple[str, str]:
+    """Return a URL without its name and password, and the header that these make, empty for none."""
+    scheme, mark, rest = url.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    credentials, at, host = authority.rpartition("@")
+    if not at:
+        return url, ""
+    packed = base64.b64encode(urllib.parse.unquote_to_bytes(credentials)).decode()
+    return f"{scheme}{mark}{host}{slash}{path}", f"Basic {packed}"
 
 
 def build_body(request: ChatRequest, config: PrepareConfig) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def open_earlier_set(folder: Path, seal: Mapping[str, Any]) -> EarlierSet:
         raise UsageError(
             f"append: {folder}: columns: train keeps no ids; append needs columns: full"
         )
+    if any(manifest.get("left_out", {}).values()):
+        raise UsageError(
+            f"append: {folder}: was pulled without its provenance, which append needs; "
+            "append to the set that was pushed"
+        )
     check_files(folder, manifest)
     return EarlierSet(
         folder=folder,

@@ -43,19 +43,27 @@ _HEAD_LINES: Final = 200
 _HEAD_CHARACTERS: Final = 2**20
 
 
+def load_builder(config: PrepareConfig, files: Sequence[SourceFile]) -> RowBuilder:
+    """Return the builder of the rows of ``files``, its encoder chosen by their size too.
+
+    Raises `UsageError` for a tokenizer, a template or a server that cannot be had.
+    """
+    skips_fastokens = config.encoder == "auto" and _is_small(files)
+    return RowBuilder(replace(config, encoder="tokenizers") if skips_fastokens else config)
+
+
 def build_set(
     config: PrepareConfig,
     target: Target,
     files: Sequence[SourceFile],
     plan: SourcePlan,
     seal: dict[str, Any],
+    builder: RowBuilder,
 ) -> dict[str, Any]:
     """Build and publish the set of ``files`` at ``target``; return its manifest.
 
     Raises what `pipeline.job.prepare.prepare` raises; ``target`` is then as it was.
     """
-    is_small = config.encoder == "auto" and plan.bytes < _BYTES_FOR_FASTOKENS
-    builder = RowBuilder(replace(config, encoder="tokenizers") if is_small else config)
     seal = complete_seal(seal, builder.encoder, builder.templates)
     earlier = open_earlier_set(target.path, seal) if config.append else None
     formats = name_formats(files, config.format)
@@ -77,7 +85,7 @@ def build_set(
         facts = {"formats": formats, "shards": {"made": len(records), "reused": reused}}
         # No part of the key: the ids do not depend on which library encoded.
         seal = {**seal, "encoder": builder.encoder.encoder_checks}
-        if is_small:
+        if config.encoder == "auto" and _is_small(files):
             seal["encoder"]["reason"] = "the input is small: building fastokens would take longer"
         manifest = write_set(config, target.staging, merged, seal, facts, builder)
         target.publish()
@@ -90,6 +98,14 @@ def build_set(
     target.rejects.unlink(missing_ok=True)
     logger.info("published %s: %s rows", target.path, manifest["counts"]["rows"])
     return manifest
+
+
+def _is_small(files: Sequence[SourceFile]) -> bool:
+    try:
+        return sum(file.path.stat().st_size for file in files) < _BYTES_FOR_FASTOKENS
+    except OSError:
+        # Gone: who reads the file says so.
+        return False
 
 
 def _make_shards(

@@ -18,7 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.job.publish import Target
 
 _LEFTOVER: Final = re.compile(r"\.(?P<target>.+)\.(?P<kind>work|staging|old)")
-_WORK_NAME: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}|streams")
+_WORK_NAME: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}|streams|pull")
 _STAGED_NAMES: Final = frozenset(
     {
         "train",
@@ -27,6 +27,7 @@ _STAGED_NAMES: Final = frozenset(
         "rejects.jsonl",
         "examples.sha256",
         "README.md",
+        "lengths.png",
         "report.html",
         "manifest.json",
     }

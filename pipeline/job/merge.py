@@ -14,15 +14,15 @@ from pipeline.errors import DataRefused
 from pipeline.job.append import EXAMPLES, EarlierSet, drop_replaced, extend_seal
 from pipeline.job.counts import describe_counts
 from pipeline.job.duplicates import find_contenders, find_duplicates
+from pipeline.job.heap import give_back_free_memory
 from pipeline.job.omit import omit_duplicates
-from pipeline.job.publish import MANIFEST
-from pipeline.job.set_folder import PlacedFile, join_files, write_splits
+from pipeline.job.set_folder import PlacedFile, join_files, seal_folder, write_splits
 from pipeline.job.shard import format_example, format_rejects, split_names
 from pipeline.job.shard_record import ShardRecord
 from pipeline.row_table import sum_digests
 from pipeline.rows import RowBuilder
-from pipeline.seal import hash_file_bytes
 from pipeline.view.card import write_card
+from pipeline.view.figures import SetFigures
 
 REJECTS = "rejects.jsonl"
 
@@ -139,24 +139,16 @@ def write_set(
     }
     _write_rejects(staging / REJECTS, merged)
     _write_examples(staging / EXAMPLES, merged)
-    write_card(staging, manifest)
+    give_back_free_memory()
+    figures = SetFigures(staging)
+    write_card(figures, manifest, builder)
     if config.report:
         # Draws pictures, which takes a library that nothing else here needs.
         from pipeline.view.report import make_report
 
-        page = make_report(staging, manifest, builder)
+        page = make_report(figures, manifest, builder)
         (staging / "report.html").write_text(page, encoding="utf-8")
-    hashed = {name: (file.bytes, file.sha256) for name, file in placed.items()}
-    for path in sorted(staging.rglob("*")):
-        name = path.relative_to(staging).as_posix()
-        if path.is_file() and name not in hashed:
-            hashed[name] = (path.stat().st_size, hash_file_bytes(path))
-    manifest["files"] = {
-        name: {"bytes": size, "sha256": sha256} for name, (size, sha256) in sorted(hashed.items())
-    }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (staging / MANIFEST).write_text(text, encoding="utf-8")
-    return manifest
+    return seal_folder(staging, manifest, placed)
 
 
 def _place_rows(merged: MergedShards, split: str) -> Iterator[PlacedFile]:

@@ -6,17 +6,22 @@ What is heavy (transformers, datasets) is imported only when rows have to be mad
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.errors import UsageError, WorkerFailed
 from pipeline.job.publish import MANIFEST, Target
 from pipeline.seal import make_seal
 from pipeline.source.data_sets import expand_data_sets
-from pipeline.source.files import find_files, spool_streams
+from pipeline.source.files import SourceFile, find_files, spool_streams
 from pipeline.source.plan import plan_shards
+
+if TYPE_CHECKING:
+    from pipeline.rows import RowBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +67,20 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
         found = find_files(expand_data_sets(config.input))
         target.check_sources([file.path for file in found])
         target.check_sources(map(Path, filter(None, (config.tokenizer, config.chat_template))))
-        files = spool_streams(found, target.streams)
-        plan = plan_shards(files)
-        seal = make_seal(config, plan.sha256)
-        if (ready := _find_ready(config, target, seal)) is not None:
-            target.clear()
-            return ready
+        files = _copy_streams(found, target)
+        with ThreadPoolExecutor(1) as other:
+            # The tokenizer is loaded while the input is hashed, where no set stands that may do.
+            loading = None if target.holds_set else other.submit(_load_builder, config, files)
+            plan = plan_shards(files)
+            seal = make_seal(config, plan.sha256)
+            if (ready := _find_ready(config, target, seal)) is not None:
+                target.clear()
+                return ready
+            builder = loading.result() if loading else _load_builder(config, files)
         from pipeline.job.build import build_set
 
         try:
-            manifest = build_set(config, target, files, plan, seal)
+            manifest = build_set(config, target, files, plan, seal, builder)
         except (WorkerFailed, KeyboardInterrupt):
             target.clear_staging()
             raise
@@ -80,6 +89,26 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
             raise
         target.clear()
     return Prepared(target.path, manifest, was_ready=False)
+
+
+def _load_builder(config: PrepareConfig, files: Sequence[SourceFile]) -> RowBuilder:
+    from pipeline.job.build import load_builder
+
+    return load_builder(config, files)
+
+
+def _copy_streams(files: Sequence[SourceFile], target: Target) -> list[SourceFile]:
+    """Return the files, each that can be read only once copied beside the target.
+
+    Raises `UsageError` where there is no room.
+    """
+    try:
+        return spool_streams(files, target.streams)
+    except OSError as error:
+        raise UsageError(
+            f"output: {target.path.parent}: {error.strerror or error}; standard input and pipes are "
+            "copied there first, which takes as many bytes as they have; make room, or give a file"
+        ) from error
 
 
 def _find_ready(config: PrepareConfig, target: Target, seal: dict[str, Any]) -> Prepared | None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -26,8 +26,8 @@ MANIFEST = "manifest.json"
 _AT_FDCWD, _RENAME_EXCHANGE, _PR_SET_PDEATHSIG = -100, 2, 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
-_held_locks: set[int] = set()
-"""Descriptors of the locks that this process holds."""
+_held_locks: dict[int, int] = {}
+"""Descriptors of the locks that this process holds, with its id."""
 
 
 class Target:
@@ -93,17 +93,19 @@ class Target:
     def locked(self) -> Generator[None]:
         """Hold the target for one job; the lock ends with the process, however that ends.
 
-        Raises `UsageError` where another job holds it, or the folder beside it cannot be written.
+        What was not published is removed at the end; finished shards stay for the next run. Raises
+        `UsageError` where another job holds it, or the folder beside it cannot be written.
         """
         descriptor = self._take_lock()
-        _held_locks.add(descriptor)
+        _held_locks[descriptor] = os.getpid()
         try:
             self.clear_staging()
             yield
         finally:
+            self.clear_staging()
             # Unlinked while still held: who opened it meanwhile finds another inode and tries again.
             self._lock.unlink(missing_ok=True)
-            _held_locks.discard(descriptor)
+            _held_locks.pop(descriptor, None)
             os.close(descriptor)
 
     def _take_lock(self) -> int:
@@ -112,9 +114,7 @@ class Target:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
-                raise UsageError(
-                    f"output: {self.path.parent}: {error.strerror}; expected a folder that can be written"
-                ) from error
+                raise self._not_writable(error) from error
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(descriptor).st_ino == self._lock.stat().st_ino:
@@ -128,16 +128,25 @@ class Target:
                 ) from error
             os.close(descriptor)
 
+    def _not_writable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"output: {self.path.parent}: {error.strerror}; expected a folder that can be written"
+        )
+
     def open_work(self, name: str) -> Path:
         """Return the folder of this job's shards, with those that a killed job of it had finished.
 
-        What other jobs left is removed. ``name`` tells one job from another.
+        What other jobs left is removed. ``name`` tells one job from another. Raises `UsageError`
+        where no folder can be made.
         """
         folder = self.work / name
         for path in self.work.iterdir() if self.work.exists() else ():
             if path not in (folder, self.streams):
                 shutil.rmtree(path, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from error
         for path in folder.glob(".*"):
             path.unlink()
         return folder
@@ -168,6 +177,9 @@ class Target:
             self._old.rename(self.path)
         for folder in (self.staging, self._old, self.streams):
             shutil.rmtree(folder, ignore_errors=True)
+        # Held nothing but streams.
+        with suppress(OSError):
+            self.work.rmdir()
 
 
 def _end_with_the_job() -> None:
@@ -177,11 +189,15 @@ def _end_with_the_job() -> None:
     """
     if not _held_locks:
         return
+    (parent, *_) = _held_locks.values()
     for descriptor in _held_locks:
         os.close(descriptor)
     _held_locks.clear()
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Of a parent that ended before that line no signal comes.
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 os.register_at_fork(after_in_child=_end_with_the_job)

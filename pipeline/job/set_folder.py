@@ -19,7 +19,10 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from pipeline.damage import hash_manifest
+from pipeline.job.publish import MANIFEST
 from pipeline.job.shard_file import RowFile, WrittenFile, row_schema
+from pipeline.seal import hash_file_bytes
 from pipeline.types import row_features
 
 
@@ -68,15 +71,33 @@ def write_splits(
     return placed
 
 
+def seal_folder(
+    folder: Path, manifest: Mapping[str, Any], placed: Mapping[str, WrittenFile]
+) -> dict[str, Any]:
+    """Write the manifest, with every file of ``folder`` named by its hash, and return it.
+
+    ``placed`` are the files of which the hash is known already.
+    """
+    files = {name: file.to_entry() for name, file in placed.items()}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in files:
+            files[name] = {"bytes": path.stat().st_size, "sha256": hash_file_bytes(path)}
+    sealed = {**manifest, "files": dict(sorted(files.items()))}
+    sealed["sha256"] = hash_manifest(sealed)
+    text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return sealed
+
+
 def find_row_files(folder: Path, split: str, sealed: Mapping[str, Any]) -> list[PlacedFile]:
     """Return the files of a split of a saved set, in order; ``sealed`` is ``files`` of its manifest."""
     state: dict[str, Any] = json.loads((folder / split / "state.json").read_bytes())
     placed: list[PlacedFile] = []
     for each in state["_data_files"]:
         path = folder / split / each["filename"]
-        entry = sealed[f"{split}/{path.name}"]
-        file = WrittenFile(path.name, entry["bytes"], entry["sha256"], _count_rows(path))
-        placed.append(PlacedFile(path, file))
+        entry = {"name": path.name, "rows": _count_rows(path), **sealed[f"{split}/{path.name}"]}
+        placed.append(PlacedFile(path, WrittenFile.from_dict(entry)))
     return placed
 
 

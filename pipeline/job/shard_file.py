@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +22,27 @@ from pipeline.types import row_features
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A file that is whole: its name, its size in bytes, the sha256 of its bytes, its rows or lines."""
+    """A file that is whole: its name, its size in bytes, the sha256 of its bytes, its rows or lines.
+
+    ``blocks`` are the parts that it was written in, one after the other: ``"ROWS BYTES CRC32"`` each
+    (the checksum in hex), so that of a damaged file the rows can be named. See `pipeline.damage`.
+    """
 
     name: str
     bytes: int
     sha256: str
     rows: int
+    blocks: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the file of which `dataclasses.asdict` gave ``values``, as JSON keeps them."""
+        fields: dict[str, Any] = {**values, "blocks": tuple(values.get("blocks", ()))}
+        return cls(**fields)
+
+    def to_entry(self) -> dict[str, Any]:
+        """Return what the manifest says of the file."""
+        return {"bytes": self.bytes, "sha256": self.sha256, "blocks": list(self.blocks)}
 
 
 def row_schema(columns: str) -> pa.Schema:
@@ -42,7 +58,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 class HashedFile(io.RawIOBase):
-    """A binary file that knows the sha256 of what was written to it."""
+    """A binary file that knows the sha256 of what was written to it, and checksums of its parts."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -53,6 +69,9 @@ class HashedFile(io.RawIOBase):
         self._sha256 = hashlib.sha256()
         self._size = 0
         self.rows = 0
+        self._blocks: list[str] = []
+        # Of the block that is being written: where it starts, in bytes and rows, and its checksum.
+        self._start, self._first_row, self._checksum = 0, 0, 0
 
     def writable(self) -> bool:
         """Return True: `pyarrow.PythonFile` asks."""
@@ -61,6 +80,7 @@ class HashedFile(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         """Write bytes or an Arrow buffer; return its size."""
         self._sha256.update(data)
+        self._checksum = zlib.crc32(data, self._checksum)
         self._file.write(data)
         size = memoryview(data).nbytes
         self._size += size
@@ -71,6 +91,13 @@ class HashedFile(io.RawIOBase):
         self.write("".join(lines).encode())
         self.rows += len(lines)
 
+    def end_block(self) -> None:
+        """Let what comes next be a block of its own."""
+        if self._size > self._start:
+            rows, size = self.rows - self._first_row, self._size - self._start
+            self._blocks.append(f"{rows} {size} {self._checksum:08x}")
+        self._start, self._first_row, self._checksum = self._size, self.rows, 0
+
     def close(self) -> None:
         """Close the file; more than once does nothing."""
         if not self.closed:
@@ -79,7 +106,8 @@ class HashedFile(io.RawIOBase):
 
     def written(self) -> WrittenFile:
         """Return what was written."""
-        return WrittenFile(self._path.name, self._size, self._sha256.hexdigest(), self.rows)
+        blocks = tuple(self._blocks)
+        return WrittenFile(self._path.name, self._size, self._sha256.hexdigest(), self.rows, blocks)
 
 
 class RowFile:
@@ -101,6 +129,7 @@ class RowFile:
     ) -> None:
         if error is None:
             self._writer.close()
+            self._file.end_block()
         self._file.close()
 
     def write(self, table: pa.Table) -> None:
@@ -108,6 +137,7 @@ class RowFile:
         columns = [table.column(name) for name in self._schema.names]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._file.rows += table.num_rows
+        self._file.end_block()
 
     def written(self) -> WrittenFile:
         """Return what was written, after the block."""

@@ -58,12 +58,13 @@ class ShardRecord:
         try:
             values: dict[str, Any] = json.loads(text)
             named = {
-                name: WrittenFile(**values[name]) for name in ("entries", "examples", "rejects")
+                name: WrittenFile.from_dict(values[name])
+                for name in ("entries", "examples", "rejects")
             }
             return cls(
                 index=values["index"],
                 pieces=tuple(PieceRecord(**piece) for piece in values["pieces"]),
-                rows={name: WrittenFile(**file) for name, file in values["rows"].items()},
+                rows={name: WrittenFile.from_dict(file) for name, file in values["rows"].items()},
                 counts=RowCounts(**values["counts"]),
                 codes=values["codes"],
                 digest=values["digest"],

@@ -1,80 +1,259 @@
-"""The card: the ``README.md`` that a stranger finds in the folder of a set."""
+"""The card: the ``README.md`` that a stranger finds in the folder of a set, or on its page of the Hub.
+
+What it says of a set comes from the manifest and the rows. Licence and languages come from the
+settings ``license`` and ``language`` and are absent where those are. Text of a conversation stands in
+one place, in a block of code that it cannot end.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-# Names the files of each split: datasets 4.0.0 takes a split of one shard for JSON, since the saved
-# `state.json` beside the shard counts as many.
-_CARD = """\
----
-configs:
-- config_name: default
-  data_files:
-{data_files}
----
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# Context-frozen training set
+from pipeline.errors import escape_controls
+from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA
+from pipeline.view.figures import SetFigures
+from pipeline.view.meanings import COLUMN_MEANINGS
+from pipeline.view.pieces import show_text, split_row
+from pipeline.view.settings import write_command
+from pipeline.view.tokens import BOUNDARY
 
-Token rows for training a chat model on better continuations while the context before each stays
-frozen. Every context is, id for id, the prompt that the server ({server}) builds.
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetCard
 
-{rows} rows, {tokens} tokens ({context} context, {continuation} continuation).
-{lines} input lines were read; {rejects} of them were rejected (`rejects.jsonl` says which and why).
-{shortened} rows were shortened to `max_len` {max_len} ({dropped} tokens removed).
+    from pipeline.length_report import Lengths
+    from pipeline.rows import RowBuilder
 
-```python
-from datasets import load_from_disk
+CARD: Final = "README.md"
+PICTURE: Final = "lengths.png"
+TAG: Final = "context-frozen"
+"""The tag that every card has."""
 
-rows = load_from_disk("this folder")["train"]
-row = rows[0]
-context = row["input_ids"][: row["context_len"]]
-continuation = row["input_ids"][row["context_len"] :]
-```
-
-| file | what it is |
-|---|---|
-| `train/` | the rows, an Arrow data set |
-| `manifest.json` | counts, settings, the content digest, and the seal: all that determined the tokens |
-| `examples.sha256` | which examples are in the set: the sha256 of each line, and its id |
-| `rejects.jsonl` | input lines that could not become rows: file, line, id, code, reason, excerpt |
-
-| column | what it is |
-|---|---|
-| `input_ids` | context, then continuation with its end-of-turn token |
-| `labels` | -100 on the context, the ids on the continuation (unshifted) |
-| `attention_mask` | ones |
-| `context_len`, `total_len` | index of the first token that is not context; length, in tokens |
-| `context_hash` | equal for rows whose contexts are equal |
-| `dropped_tokens`, `dropped_messages` | what the length policy removed |
-| `flags` | what is worth knowing of the row; empty for most |
-| `id`, `conversation`, `source`, `decision_idx` | where the row came from (`source` is file:line) |
-| `preference`, `reason`, `memories`, `weight` | what the example said of itself |
-
-Content digest: `{digest}`. `context-frozen verify` checks the set against it.
-"""
+_TOKENS_OF_PART: Final = 240
+# The Hub's classes of size end at these powers of ten, from a thousand on.
+_SIZES: Final = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
-def write_card(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the card of the set in ``folder`` from its manifest."""
-    counts, seal = manifest["counts"], manifest["seal"]
-    server = " ".join(part for part in (seal["server"]["name"], seal["server"]["version"]) if part)
-    data_files = [
-        f"  - split: {split}\n    path: {split}/*.arrow" for split in counts["rows_by_split"]
-    ]
-    text = _CARD.format(
-        data_files="\n".join(data_files),
-        server=server,
-        rows=counts["rows"],
-        tokens=counts["tokens"]["total"],
-        context=counts["tokens"]["context"],
-        continuation=counts["tokens"]["continuation"],
-        dropped=counts["tokens"]["dropped"],
-        lines=counts["lines"],
-        rejects=counts["rejects"],
-        shortened=counts["rows_shortened"],
-        max_len=seal["settings"]["max_len"],
-        digest=manifest["digest"],
+@dataclass(frozen=True, slots=True)
+class HubPlace:
+    """Where on the Hub a set stands: ``org/name``, and the name of its config there."""
+
+    repo: str
+    config_name: str = "default"
+
+    @property
+    def name(self) -> str:
+        """A name for a folder of the set."""
+        name = self.repo.rpartition("/")[2]
+        return name if self.config_name == "default" else f"{name}-{self.config_name}"
+
+    @property
+    def flag(self) -> str:
+        """The flag of ``pull`` that names the config, with a space before it."""
+        return "" if self.config_name == "default" else f" --config_name {self.config_name}"
+
+    @property
+    def folder(self) -> str:
+        """The folder of the repository that holds what is not rows, with a slash after it."""
+        return "" if self.config_name == "default" else f"{self.config_name}/"
+
+
+def write_card(
+    figures: SetFigures,
+    manifest: Mapping[str, Any],
+    builder: RowBuilder | None,
+    *,
+    name: str | None = None,
+) -> None:
+    """Write the card of the set that ``figures`` are of, and beside it the picture of its lengths.
+
+    ``name`` is that of the folder in the end, by default the one that the
+    set was made as. There is no picture where the set has no report, and no decoded row without a
+    ``builder`` (the set's tokenizer, loaded).
+    """
+    folder = figures.folder
+    has_picture = _write_picture(folder, figures, manifest)
+    card = make_card(figures, manifest, builder, name=name, has_picture=has_picture)
+    (folder / CARD).write_text(str(card), encoding="utf-8")
+
+
+def make_card(
+    figures: SetFigures,
+    manifest: Mapping[str, Any],
+    builder: RowBuilder | None,
+    *,
+    has_picture: bool,
+    name: str | None = None,
+    hub: HubPlace | None = None,
+) -> DatasetCard:
+    """Return the card of a set: on disk in a folder ``name``, or as ``hub`` has it."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    config, counts, seal = manifest["config"], manifest["counts"], manifest["seal"]
+    name = escape_controls(hub.name if hub else name or Path(config["output"]).name)
+    title = config.get("pretty_name") or name
+    data = DatasetCardData(
+        license=config.get("license"),
+        language=list(config.get("language") or ()) or None,
+        pretty_name=config.get("pretty_name"),
+        size_categories=[name_size(counts["rows"])],
+        task_categories=["text-generation"],
+        tags=[TAG],
+        # `push_to_hub` writes its own.
+        configs=None if hub else _name_files(counts["rows_by_split"]),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    text = (
+        _environment()
+        .get_template("card.md.jinja")
+        .render(
+            title=" ".join(escape_controls(title).split()),
+            name=name,
+            hub=hub,
+            load=f'load_dataset("{hub.repo}", "{hub.config_name}")'
+            if hub
+            else f"load_from_disk({json.dumps(name)})",
+            server=" ".join(filter(None, (seal["server"]["name"], seal["server"]["version"]))),
+            settings=seal["settings"],
+            counts=counts,
+            digest=manifest["digest"],
+            columns={
+                each: COLUMN_MEANINGS[each]
+                for each in _columns_of(manifest, is_remote=hub is not None)
+            },
+            left_out=list(_describe_left_out(manifest)),
+            lengths=list(_describe_lengths(figures)),
+            picture=f"{hub.folder if hub else ''}{PICTURE}" if has_picture else None,
+            seal=list(_describe_seal(seal)),
+            # As the rest of the card, from the folder that holds the set.
+            command=fence(write_command({**config, "output": name}), "bash"),
+            boundary=BOUNDARY,
+            example=_show_example(figures, builder) if builder else None,
+        )
+    )
+    return DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def fence(text: str, language: str) -> str:
+    """Return ``text`` as a block of code that nothing in it can end.
+
+    >>> print(fence("a ``` b", "text"))
+    ````text
+    a ``` b
+    ````
+    """
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}{language}\n{text}\n{marks}"
+
+
+def name_size(rows: int) -> str:
+    """Return the Hub's class of size.
+
+    >>> name_size(0), name_size(68), name_size(1000), name_size(10**12 + 1)
+    ('n<1K', 'n<1K', '1K<n<10K', 'n>1T')
+    """
+    place = max(0, len(str(rows)) - 3)
+    if place == 0:
+        return f"n<{_SIZES[0]}"
+    return f"{_SIZES[place - 1]}<n<{_SIZES[place]}" if place < len(_SIZES) else f"n>{_SIZES[-1]}"
+
+
+def _name_files(splits: Mapping[str, int]) -> list[dict[str, Any]]:
+    # datasets 4.0.0 takes a split of one shard for JSON, since the saved `state.json` beside the
+    # shard counts as many: so the files of each split are named.
+    files = [{"split": split, "path": f"{split}/*.arrow"} for split in splits]
+    return [{"config_name": "default", "data_files": files}]
+
+
+def _columns_of(manifest: Mapping[str, Any], *, is_remote: bool) -> Sequence[str]:
+    if manifest["seal"]["settings"]["columns"] == "train":
+        return NUMERIC_COLUMNS
+    left_out = manifest.get("left_out", {}).get("columns", ()) if is_remote else ()
+    return [name for name in ROW_SCHEMA.names if name not in left_out]
+
+
+def _describe_left_out(manifest: Mapping[str, Any]) -> Iterator[str]:
+    left_out: Mapping[str, Any] = manifest.get("left_out", {})
+    for kind in ("columns", "files"):
+        if names := left_out.get(kind):
+            yield f"{kind} " + ", ".join(f"`{name}`" for name in names)
+
+
+def _describe_lengths(figures: SetFigures) -> Iterator[dict[str, Any]]:
+    parts: dict[str, Lengths] = {
+        "context": figures.context,
+        "continuation": figures.continuation,
+        "row": figures.total,
+    }
+    for name, lengths in parts.items():
+        if len(lengths):
+            yield {
+                "name": name,
+                "shortest": int(lengths.min()),
+                "median": int(np.median(lengths)),
+                "longest": int(lengths.max()),
+            }
+
+
+def _describe_seal(seal: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "key", f"`{seal['key']}`"
+    yield "input", f"{len(seal['input'])} files, each by its sha256"
+    yield (
+        "tokenizer",
+        f"`{seal['tokenizer']['class']}`, state `{seal['tokenizer']['backend_sha256'][:16]}`",
+    )
+    for name, sha256 in seal["templates"].items():
+        yield f"chat template {name}", f"`{sha256[:16]}`"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in seal["versions"].items())
+
+
+def _show_example(figures: SetFigures, builder: RowBuilder) -> dict[str, str] | None:
+    if not len(figures.total):
+        return None
+    ((split, number, row),) = figures.rows_at([0])
+    pieces = split_row(row, builder.encoder, most=_TOKENS_OF_PART)
+    context, continuation = ("".join(map(show_text, part)) for part in pieces)
+    words = (
+        f"Row {number} of `{split}`, {row['context_len']:,} + "
+        f"{row['total_len'] - row['context_len']:,} tokens, long parts without their middle."
+    )
+    return {"words": words, "block": fence(f"{context}{BOUNDARY}{continuation}", "text")}
+
+
+def _write_picture(folder: Path, figures: SetFigures, manifest: Mapping[str, Any]) -> bool:
+    """Write the picture where there is one to draw and something to draw it with."""
+    if not manifest["config"]["report"] or not len(figures.total):
+        return False
+    from pipeline.view.pictures import draw_card
+
+    try:
+        picture = draw_card(figures, manifest["seal"]["settings"]["max_len"])
+    except ImportError:
+        # matplotlib is not installed; the table above has the figures.
+        return False
+    (folder / PICTURE).write_bytes(picture)
+    return True
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # Markdown, in which HTML could stand: what is not ours is in blocks of code.
+        autoescape=False,
+    )
+    environment.filters |= {"count": "{:,}".format, "quoted": json.dumps, "shell": shlex.quote}
+    return environment

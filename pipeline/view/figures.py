@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 
 from pipeline.length_report import LengthReport, Lengths, measure_table
-from pipeline.saved import open_splits
+from pipeline.row_columns import RowColumns
 from pipeline.view.row_choice import equal_mask
-
-# Its functions are made when it is imported, so that no type checker knows them.
-_compute: Any = pyarrow.compute
 
 USUAL_MAX_LENS: Final = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _BATCH_SIZES: Final = (2, 4, 8, 16, 32, 64)
-_READ: Final = (
-    "context_len",
-    "total_len",
-    "dropped_tokens",
-    "flags",
-    "context_hash",
-    "source",
-    "memories",
-)
+_ALL: Final = slice(None)
 # Rows per context: the upper ends of the classes that a report tells apart.
 _SHARING_CLASSES: Final = (1, 2, 4, 8, 16, 64)
 
@@ -83,8 +69,10 @@ class SetFigures:
     """The splits of a set and what is counted in them; each figure is made when asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self.splits: datasets.DatasetDict = open_splits(folder)
-        self.table = pa.concat_tables([_read_table(rows) for rows in self.splits.values()])
+        self.folder = folder
+        columns = RowColumns(folder)
+        self.table, self.rows_by_split = columns.table, columns.rows_by_split
+        self.rows_at = columns.rows_at
 
     @property
     def has_provenance(self) -> bool:
@@ -110,17 +98,6 @@ class SetFigures:
     def lengths(self) -> LengthReport:
         """Lengths in words and what the usual values of ``max_len`` cost."""
         return measure_table(self.table, USUAL_MAX_LENS)
-
-    def rows_at(self, numbers: Sequence[int]) -> list[tuple[str, int, dict[str, Any]]]:
-        """Return rows by their number in all splits together: split, number in it, and row."""
-        found: list[tuple[str, int, dict[str, Any]]] = []
-        for number in numbers:
-            for split, rows in self.splits.items():
-                if number < len(rows):
-                    found.append((str(split), number, rows[number]))
-                    break
-                number -= len(rows)
-        return found
 
     def cut_curve(self, points: int = 80) -> CutCurve:
         """Return what values of ``max_len`` from the shortest to the longest row would cut."""
@@ -148,11 +125,9 @@ class SetFigures:
         """Return how often contexts recur, or nothing where the rows keep no hash of theirs."""
         if "context_hash" not in self.table.column_names:
             return None
-        groups = self.table.group_by("context_hash").aggregate(
-            [("context_len", "count"), ("context_len", "max")]
-        )
-        rows = np.asarray(groups.column("context_len_count"))
-        lengths = np.asarray(groups.column("context_len_max")).astype(np.int64)
+        keys = np.asarray(self.table.column("context_hash"))
+        _, firsts, rows = np.unique(keys, return_index=True, return_counts=True)
+        lengths = self._column("context_len")[firsts]
         ends = (*_SHARING_CLASSES, None)
         classes: list[SharingClass] = []
         for before, most in zip((0, *_SHARING_CLASSES), ends, strict=True):
@@ -164,10 +139,7 @@ class SetFigures:
 
     def sources(self) -> list[GroupFigures]:
         """Return the figures of each source file, the one with most rows first."""
-        names = self.table.column("source").combine_chunks()
-        # `source` is file:line.
-        files = _compute.replace_substring_regex(names, pattern=r":\d+$", replacement="")
-        return self._group(files, np.arange(len(files)))
+        return self._group(self.table.column("source").combine_chunks())
 
     def memories(self) -> list[GroupFigures]:
         """Return the figures of each memory, the one with most rows first; a row may have several."""
@@ -185,32 +157,26 @@ class SetFigures:
             for flag in sorted(flags.unique().to_pylist())
         }
 
-    def _group(self, names: pa.Array, rows: NDArray[np.int64]) -> list[GroupFigures]:
-        table = pa.table(
-            {
-                "name": names,
-                "context": self._column("context_len")[rows],
-                "continuation": self.continuation[rows],
-                "shortened": (self._column("dropped_tokens")[rows] > 0).astype(np.int64),
-            }
+    def _group(
+        self, names: pa.DictionaryArray, rows: NDArray[np.int64] | slice = _ALL
+    ) -> list[GroupFigures]:
+        """Return the figures of each name; ``rows`` are the rows that the names are of."""
+        codes, known = np.asarray(names.indices), names.dictionary.to_pylist()
+        of_rows = (
+            self._column("context_len"),
+            self.continuation,
+            (self._column("dropped_tokens") > 0).astype(np.int64),
         )
-        summed = [(name, "sum") for name in ("context", "continuation", "shortened")]
-        groups = table.group_by("name").aggregate([("name", "count"), *summed])
-        columns = ("name", "name_count", *(f"{name}_sum" for name, _ in summed))
+        sums = [np.bincount(codes, each[rows], len(known)).astype(np.int64) for each in of_rows]
+        counts = [np.bincount(codes, minlength=len(known)), *sums]
         found = [
-            GroupFigures(*values)
-            for values in zip(*(groups.column(name).to_pylist() for name in columns), strict=True)
+            GroupFigures(name, *figures)
+            for name, *figures in zip(known, *(each.tolist() for each in counts), strict=True)
         ]
         return sorted(found, key=lambda group: (-group.rows, group.name))
 
     def _column(self, name: str) -> Lengths:
         return np.asarray(self.table.column(name)).astype(np.int64)
-
-
-def _read_table(rows: datasets.Dataset) -> pa.Table:
-    names = [name for name in _READ if name in rows.column_names]
-    table: Any = rows.select_columns(names).with_format("arrow")[:]
-    return table
 
 
 def _pad_share(lengths: Lengths, size: int) -> float:

@@ -1,8 +1,48 @@
-"""What each flag and reject code means, in a sentence for those who look at a set."""
+"""What each column, flag and reject code means, in a sentence for those who look at a set."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
+
+
+class ColumnMeaning(NamedTuple):
+    """Of one column: the unit of its values, or their type, and what they are."""
+
+    unit: str
+    words: str
+
+
+COLUMN_MEANINGS: Final = {
+    "input_ids": ColumnMeaning(
+        "token ids", "context, then continuation with its end-of-turn token"
+    ),
+    "labels": ColumnMeaning(
+        "token ids", "-100 on the context, the ids on the continuation; unshifted"
+    ),
+    "attention_mask": ColumnMeaning("0 or 1", "ones"),
+    "context_len": ColumnMeaning(
+        "tokens", "the boundary: index of the first token of the continuation"
+    ),
+    "total_len": ColumnMeaning("tokens", "length of the row"),
+    "context_hash": ColumnMeaning("hex", "equal for rows whose contexts are equal"),
+    "dropped_tokens": ColumnMeaning("tokens", "what the length policy removed from the context"),
+    "dropped_messages": ColumnMeaning(
+        "messages", "what the length policy removed from the context"
+    ),
+    "flags": ColumnMeaning("names", "what is worth knowing of the row; empty for most"),
+    "id": ColumnMeaning("text", "the example's id"),
+    "conversation": ColumnMeaning("text", "the conversation that the example came from"),
+    "source": ColumnMeaning("file:line", "where the example stood in the input"),
+    "decision_idx": ColumnMeaning(
+        "messages", "number of messages before the decision point; -1 where unknown"
+    ),
+    "preference": ColumnMeaning("name", "empty, `chosen` or `rejected`"),
+    "reason": ColumnMeaning("text", "why the continuation is better, as the example said"),
+    "memories": ColumnMeaning("texts", "what the example came from, as it said"),
+    "weight": ColumnMeaning(
+        "factor", "weight of the row in the loss; 1 where the example said nothing"
+    ),
+}
 
 FLAG_MEANINGS: Final = {
     "truncated": "Shorter than what the server saw: the length policy removed tokens.",

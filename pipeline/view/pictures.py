@@ -1,4 +1,4 @@
-"""Figures as inline SVG, drawn by matplotlib (imported here and nowhere else) in the page's colours.
+"""Figures drawn by matplotlib (imported here and nowhere else): inline SVG for pages, PNG for the card.
 
 The SVG has no colours or fonts of its own: it takes them from CSS variables of the page, so that it
 is readable in light, dark and print. The same numbers give the same bytes.
@@ -59,6 +59,18 @@ _STYLE: Final = {
     "ytick.major.size": 0,
 }
 
+# The card's picture is a file, and stands on pages of any colour.
+_CARD_INCHES: Final = (6, 4)
+_CARD_INK, _CARD_MARK = "#303030", "#b03030"
+_CARD_COLOURS: Final = ("#3b6fb6", "#2e8b57")
+_CARD_STYLE: Final = {
+    **dict.fromkeys((name for name, value in _STYLE.items() if value in (_INK, _FAINT)), _CARD_INK),
+    "axes.facecolor": "#ffffff",
+    "figure.facecolor": "#ffffff",
+    "grid.color": "#d0d0d0",
+    "figure.dpi": 110,
+}
+
 
 def draw_all(figures: SetFigures, max_len: int) -> dict[str, Markup]:
     """Return the pictures of a set that has rows. Raises `ImportError` where matplotlib is absent."""
@@ -77,13 +89,8 @@ def draw_all(figures: SetFigures, max_len: int) -> dict[str, Markup]:
 
 def draw_lengths(lengths: Lengths, max_len: int, part: str) -> str:
     """Return a histogram of lengths, in tokens, on a logarithmic axis, ``max_len`` marked."""
-    least, most = max(1, int(lengths.min())), int(lengths.max())
-    # Whole numbers, so that no bin lies between two lengths.
-    edges = np.unique(np.geomspace(least, most + 1, _BINS + 1).round().astype(np.int64))
-    counts, _ = np.histogram(lengths, edges)
     with _axes(f"tokens of {part}", "rows") as drawing:
-        drawing.axes.stairs(counts, edges, fill=True, color=_ACCENT)
-        _use_log_axis(drawing.axes, least, most, max_len)
+        _fill_histogram(drawing.axes, lengths, max_len, _ACCENT, _MARK)
     return drawing.svg
 
 
@@ -102,7 +109,7 @@ def draw_cut_curve(curve: CutCurve, max_len: int) -> str:
     with _axes("max_len", "% cut") as drawing:
         drawing.axes.plot(curve.max_lens, 100 * curve.rows, color=_ACCENT, label="rows")
         drawing.axes.plot(curve.max_lens, 100 * curve.tokens, color=_SECOND, label="tokens")
-        _use_log_axis(drawing.axes, least, most, max_len)
+        _use_log_axis(drawing.axes, least, most, max_len, _MARK)
         drawing.axes.set_ylim(0, 101)
         drawing.axes.legend(frameon=False)
     return drawing.svg
@@ -121,6 +128,42 @@ def draw_padding(costs: Sequence[PaddingCost]) -> str:
         drawing.axes.set_ylim(0, None)
         drawing.axes.legend(frameon=False)
     return drawing.svg
+
+
+def draw_card(figures: SetFigures, max_len: int) -> bytes:
+    """Return histograms of contexts and continuations, one above the other, as a PNG.
+
+    A card shows files alone, and has no colours of its own to give: hence a white ground. Raises
+    `ImportError` where matplotlib is absent.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style: Any = {**matplotlib.rcParamsDefault, **_STYLE, **_CARD_STYLE}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=_CARD_INCHES, layout="constrained")
+        parts = (("context", figures.context), ("continuation", figures.continuation))
+        for axes, (part, lengths), colour in zip(
+            figure.subplots(2), parts, _CARD_COLOURS, strict=True
+        ):
+            axes.set(xlabel=f"tokens of {part}", ylabel="rows")
+            axes.grid(axis="y")
+            _fill_histogram(axes, lengths, max_len, colour, _CARD_MARK)
+        written = io.BytesIO()
+        canvas: Any = FigureCanvasAgg(figure)
+        # The version of matplotlib would make other bytes of the same picture.
+        canvas.print_png(written, metadata={"Software": None})
+    return written.getvalue()
+
+
+def _fill_histogram(axes: Axes, lengths: Lengths, max_len: int, colour: str, mark: str) -> None:
+    least, most = max(1, int(lengths.min())), int(lengths.max())
+    # Whole numbers, so that no bin lies between two lengths.
+    edges = np.unique(np.geomspace(least, most + 1, _BINS + 1).round().astype(np.int64))
+    counts, _ = np.histogram(lengths, edges)
+    axes.stairs(counts, edges, fill=True, color=colour)
+    _use_log_axis(axes, least, most, max_len, mark)
 
 
 class _Drawing:
@@ -156,7 +199,7 @@ def _axes(x_label: str, y_label: str) -> Generator[_Drawing]:
     drawing.svg = _fit_into_page(written.getvalue(), f"{x_label}-{y_label}")
 
 
-def _use_log_axis(axes: Axes, least: int, most: int, max_len: int) -> None:
+def _use_log_axis(axes: Axes, least: int, most: int, max_len: int, mark: str) -> None:
     """Mark round lengths in full, and ``max_len`` unless the picture would be empty up to it."""
     axes.set_xscale("log")
     is_near = least <= max_len <= most * _NEAR
@@ -167,14 +210,14 @@ def _use_log_axis(axes: Axes, least: int, most: int, max_len: int) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlim(least * 0.9, end * 1.15)
     if is_near:
-        axes.axvline(max_len, color=_MARK, linewidth=1.2, linestyle="--")
+        axes.axvline(max_len, color=mark, linewidth=1.2, linestyle="--")
         axes.annotate(
             f"max_len {max_len:,} ",
             (max_len, 1),
             xycoords=("data", "axes fraction"),
             horizontalalignment="right",
             verticalalignment="top",
-            color=_MARK,
+            color=mark,
         )
 
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from markupsafe import Markup
 
 from pipeline.check.tokenizer import describe_builder
-from pipeline.config import config_from_mapping
-from pipeline.job.publish import MANIFEST
+from pipeline.saved import restore_config
 from pipeline.seal import check_tokenizer
 from pipeline.view import pictures
 from pipeline.view.figures import GroupFigures, SetFigures
@@ -52,27 +51,26 @@ def write_report(
     **options: Any,
 ) -> None:
     """Write the page of `make_report` to ``target``. Raises `UsageError` where it cannot be written."""
-    write_page(target, make_report(folder, manifest, builder, **options))
+    write_page(target, make_report(SetFigures(folder), manifest, builder, **options))
 
 
 def make_report(
-    folder: Path,
+    figures: SetFigures,
     manifest: Mapping[str, Any],
     builder: RowBuilder | None,
     *,
     without_tokenizer: str = "",
     with_provenance: bool = True,
 ) -> str:
-    """Return the report of the set in ``folder`` as one page.
+    """Return the report of the set that ``figures`` are of, as one page.
 
-    The splits and ``rejects.jsonl`` are read from ``folder``; ``manifest`` needs not be there yet,
-    nor hold its ``files``. Without a ``builder`` (the set's tokenizer and template, loaded) the page
+    ``rejects.jsonl`` is read from its folder; ``manifest`` needs not be there yet, nor hold its
+    ``files``. Without a ``builder`` (the set's tokenizer and template, loaded) the page
     has no text and says why: ``without_tokenizer``. With ``with_provenance`` False it has figures
     alone: no text, no sources, no memories, no rejected lines, so that it can be given to others.
     """
-    figures = SetFigures(folder)
     counts, seal = manifest["counts"], manifest["seal"]
-    config = config_from_mapping(manifest["config"], MANIFEST)
+    config = restore_config(manifest)
     has_sources = with_provenance and figures.has_provenance
     return render_page(
         "report.html.jinja",
@@ -90,7 +88,7 @@ def make_report(
         has_flags=figures.has_provenance,
         flags=_describe_flags(counts["by_flag"], figures, _EXAMPLES if has_sources else 0),
         rejects=_describe_rejects(
-            counts["by_code"], folder / "rejects.jsonl", _EXAMPLES if with_provenance else 0
+            counts["by_code"], figures.folder / "rejects.jsonl", _EXAMPLES if with_provenance else 0
         ),
         sources=_first(figures.sources()) if has_sources else None,
         memories=_first(figures.memories()) if has_sources else None,
@@ -110,14 +108,9 @@ def load_builder(manifest: Mapping[str, Any], tokenizer: str | None = None) -> R
     """
     from pipeline.rows import RowBuilder
 
-    settings = {
-        **manifest["config"],
-        "tokenizer": tokenizer or manifest["config"]["tokenizer"],
-        "trust_remote_code": False,
-        # Nothing is encoded in bulk.
-        "encoder": "tokenizers",
-    }
-    builder = RowBuilder(config_from_mapping(settings, MANIFEST))
+    place = tokenizer or manifest["config"]["tokenizer"]
+    # Nothing is encoded in bulk.
+    builder = RowBuilder(restore_config(manifest, tokenizer=place, encoder="tokenizers"))
     check_tokenizer(manifest["seal"], builder.encoder, builder.templates)
     return builder
 
@@ -136,7 +129,7 @@ def _check_sums(counts: Mapping[str, Any], figures: SetFigures) -> Iterator[SumC
         yield SumCheck(words, points == rows + rejects)
     by_code = sum(counts["by_code"].values())
     yield SumCheck(f"{rejects:,} rejects = those of all codes", rejects == by_code)
-    splits = {str(name): len(split) for name, split in figures.splits.items()}
+    splits = figures.rows_by_split
     parts = " + ".join(f"{number:,} {name}" for name, number in splits.items())
     yield SumCheck(f"{rows:,} rows = {parts}, as found in the files", rows == sum(splits.values()))
     tokens, found = counts["tokens"], figures.lengths

@@ -57,7 +57,10 @@ def _flags_of(config: Mapping[str, Any]) -> Iterator[str]:
         if item.name not in _OF_THE_RUN
     }
     for name, value in config.items():
-        if name in _OF_THE_RUN or value == defaults.get(name):
+        default = defaults.get(name)
+        if name in _OF_THE_RUN or value == (
+            list(default) if isinstance(default, tuple) else default
+        ):
             continue
         if isinstance(value, bool):
             yield f"--{name}" if value else f"--no_{name}"

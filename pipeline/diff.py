@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -17,6 +16,7 @@ import numpy as np
 from pipeline.errors import UsageError
 from pipeline.row_prints import ASPECTS, KEY, RowPrints, match_rows
 from pipeline.saved import open_splits, read_manifest
+from pipeline.store import find_folder
 from pipeline.view.settings import flatten_record
 
 
@@ -70,8 +70,9 @@ class Build:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.manifest = read_manifest(Path(path))
-        self.splits: datasets.DatasetDict = open_splits(Path(path))
+        folder = find_folder(path)
+        self.manifest = read_manifest(folder)
+        self.splits: datasets.DatasetDict = open_splits(folder)
 
     def __len__(self) -> int:
         return sum(map(len, self.splits.values()))

@@ -100,6 +100,10 @@ class HubFailed(ContextFrozenError, OSError):
     """The Hub could not be reached, or did not do what was asked; the message says what to do."""
 
 
+class StoreFailed(ContextFrozenError, OSError):
+    """An object store could not be reached, or refused; what was finished is kept for the next run."""
+
+
 class WorkerFailed(ContextFrozenError, RuntimeError):
     """A worker process died or fell silent; the message names its shard and the last line read."""
 

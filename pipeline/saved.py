@@ -19,6 +19,7 @@ from pipeline.errors import SealMismatch, UsageError
 from pipeline.job.publish import MANIFEST
 from pipeline.row_table import digest_rows, split_lists, sum_digests
 from pipeline.seal import check_tokenizer, hash_seal
+from pipeline.store import find_folder
 from pipeline.types import FLAGS, IGNORE_LABEL, TOKEN_COLUMNS, row_features
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ def load(
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     exclude_ids: Collection[str] = (),
 ) -> datasets.DatasetDict:
-    """Return the splits of a saved set, sealed files checked.
+    """Return the splits of a saved set, sealed files checked; of one on a store, a copy is opened.
 
     ``tokenizer`` (a folder, a Hub name or a loaded tokenizer) is compared with the seal;
     ``exclude_ids`` are the examples that were trained on already. Raises `UsageError` where there is
     no set, `SealMismatch` where a file, the tokenizer or its template is not the sealed one.
     """
-    folder = Path(path)
+    folder = find_folder(path)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     if tokenizer is not None:
@@ -64,7 +65,7 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
     content digest; and, with ``tokenizer``, the seal. A manifest that was changed is the only
     finding, because nothing can be compared with it. Raises `UsageError` where there is no set.
     """
-    folder = Path(path)
+    folder = find_folder(path)
     manifest = read_manifest(folder)
     damage = list(find_damage(folder, manifest))
     findings = [str(each) for each in damage]

@@ -125,11 +125,13 @@ def show_rows(options: InspectOptions) -> int:
 def show_report(options: ReportOptions) -> int:
     """Say how long the rows are and what each ``max_len`` would cost; and write the page."""
     from pipeline.length_report import measure_set
+    from pipeline.store import find_folder
     from pipeline.view.lengths import print_lengths
 
-    report = measure_set(options.set, options.max_lens)
+    folder = find_folder(options.set)
+    report = measure_set(folder, options.max_lens)
     if options.html is not None:
-        _write_report(options.set, Path(options.html), options.tokenizer)
+        _write_report(folder, Path(options.html), options.tokenizer)
     if options.json:
         print(json.dumps({"set": options.set, **report.to_dict()}, ensure_ascii=False))
         return 0
@@ -156,12 +158,12 @@ def show_differences(options: DiffOptions) -> int:
     return 0 if found.is_equal else 1
 
 
-def _write_report(path: str, target: Path, tokenizer: str | None) -> None:
+def _write_report(folder: Path, target: Path, tokenizer: str | None) -> None:
     from pipeline.errors import SealMismatch, UsageError
     from pipeline.saved import read_manifest
     from pipeline.view.report import load_builder, write_report
 
-    manifest = read_manifest(Path(path))
+    manifest = read_manifest(folder)
     try:
         builder, missing = load_builder(manifest, tokenizer), ""
     except (UsageError, SealMismatch) as error:
@@ -169,4 +171,4 @@ def _write_report(path: str, target: Path, tokenizer: str | None) -> None:
             raise
         builder, missing = None, str(error)
         logger.warning("%s; the report shows no text; say where it lies with --tokenizer", error)
-    write_report(Path(path), manifest, target, builder, without_tokenizer=missing)
+    write_report(folder, manifest, target, builder, without_tokenizer=missing)

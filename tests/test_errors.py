@@ -21,6 +21,7 @@ SAMPLES = [
     errors.SealMismatch("seal.templates", "abc", "def", "prepare it again"),
     errors.BadRow("row 0: context_len is 9 for 4 tokens"),
     errors.UnsupportedModel("the model has no cache"),
+    errors.HubFailed("push to org/name: the Hub answered 503: ; run the same command again"),
 ]
 
 
@@ -46,7 +47,11 @@ def test_an_error_survives_the_way_back_from_a_worker(error: ContextFrozenError)
 
 @pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
 def test_an_error_is_also_the_stdlib_error_it_replaces(error: ContextFrozenError) -> None:
-    others = {errors.UnsupportedModel: TypeError, errors.WorkerFailed: RuntimeError}
+    others = {
+        errors.UnsupportedModel: TypeError,
+        errors.WorkerFailed: RuntimeError,
+        errors.HubFailed: OSError,
+    }
     assert isinstance(error, others.get(type(error), ValueError))
 
 

@@ -29,6 +29,7 @@ from pipeline.hub.remote_set import (
 )
 from pipeline.job.publish import MANIFEST
 from pipeline.saved import open_splits, read_manifest, verify
+from pipeline.store import find_folder
 from pipeline.view.card import CARD, HubPlace
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def push_set(path: str, repo: str, choice: PushChoice) -> Pushed:
     """
     import huggingface_hub as hub
 
-    folder = Path(path)
+    folder = find_folder(path)
     manifest = read_manifest(folder)
     place = name_place(repo, choice.config_name)
     if findings := verify(folder):

@@ -5,7 +5,6 @@ What is heavy (transformers, datasets) is imported only when rows have to be mad
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import PrepareConfig, config_from_mapping
-from pipeline.errors import UsageError, WorkerFailed
-from pipeline.job.publish import MANIFEST, Target
+from pipeline.errors import StoreFailed, UsageError, WorkerFailed
+from pipeline.job.publish import Target
 from pipeline.seal import make_seal
 from pipeline.source.data_sets import expand_data_sets
 from pipeline.source.files import SourceFile, find_files, spool_streams
 from pipeline.source.plan import plan_shards
+from pipeline.store import is_address, open_target
 
 if TYPE_CHECKING:
     from pipeline.rows import RowBuilder
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a job left: the folder, its manifest, and whether it was there already."""
+    """What a job left: its folder or address, its manifest, and whether it was there already."""
 
-    output: Path
+    output: Path | str
     manifest: dict[str, Any]
     was_ready: bool
 
@@ -61,7 +61,12 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
             "expected one or the other (dataclasses.replace makes a changed config)"
         )
     config = config or config_from_mapping(settings, "prepare")
-    target = Target(config.output)
+    if config.append and is_address(config.output):
+        raise UsageError(
+            f"append: {config.output} is on a store, where no file is added to; append to a set in a "
+            "folder, or prepare all input again"
+        )
+    target = open_target(config.output)
     target.check(overwrite=config.overwrite, inputs=config.input)
     with target.locked():
         found = find_files(expand_data_sets(config.input))
@@ -81,14 +86,14 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
 
         try:
             manifest = build_set(config, target, files, plan, seal, builder)
-        except (WorkerFailed, KeyboardInterrupt):
+        except (WorkerFailed, StoreFailed, KeyboardInterrupt):
             target.clear_staging()
             raise
         except BaseException:
             target.clear()
             raise
         target.clear()
-    return Prepared(target.path, manifest, was_ready=False)
+    return Prepared(target.location, manifest, was_ready=False)
 
 
 def _load_builder(config: PrepareConfig, files: Sequence[SourceFile]) -> RowBuilder:
@@ -113,16 +118,12 @@ def _copy_streams(files: Sequence[SourceFile], target: Target) -> list[SourceFil
 
 def _find_ready(config: PrepareConfig, target: Target, seal: dict[str, Any]) -> Prepared | None:
     """Return the set at the target where it is whole, of this seal, with few enough faults."""
-    if not target.holds_set:
-        return None
+    manifest = target.read_whole_set() if target.holds_set else None
     try:
-        manifest: dict[str, Any] = json.loads((target.path / MANIFEST).read_bytes())
-        sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        is_whole = all((target.path / name).stat().st_size == size for name, size in sizes.items())
-        has_seal = manifest["seal"]["key"] == seal["key"]
+        if manifest is None or manifest["seal"]["key"] != seal["key"]:
+            return None
         counts = manifest["counts"]
         is_accepted = counts["faults"] <= config.max_reject_rate * counts["points"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError):
         return None
-    is_ready = is_whole and has_seal and is_accepted
-    return Prepared(target.path, manifest, was_ready=True) if is_ready else None
+    return Prepared(target.location, manifest, was_ready=True) if is_accepted else None

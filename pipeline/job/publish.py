@@ -16,6 +16,7 @@ import signal
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UsageError
 
@@ -52,6 +53,23 @@ class Target:
         except (OSError, ValueError):
             return False
         return isinstance(manifest, dict) and "digest" in manifest and "seal" in manifest
+
+    @property
+    def location(self) -> Path | str:
+        """Where the set will be: its folder, or its address on a store."""
+        return self.path
+
+    def read_whole_set(self) -> dict[str, Any] | None:
+        """Return the manifest of the set at the output, if none of its files is missing or cut."""
+        try:
+            manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_bytes())
+            sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+            is_whole = all(
+                (self.path / name).stat().st_size == size for name, size in sizes.items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return manifest if is_whole else None
 
     def check(self, *, overwrite: bool, inputs: Sequence[str] = ()) -> None:
         """Refuse a target that must not be replaced, or that lies in a folder of ``inputs``.

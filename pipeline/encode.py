@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pipeline.errors import UsageError, excerpt_of
 from pipeline.fast_encoder import copy_backend, use_one_thread
 from pipeline.quick_decode import ByteTable, make_byte_table
 from pipeline.text_pieces import PieceEncoder, find_cut_tokens
-from pipeline.tokenizer_files import find_tokenizer_folder
+from pipeline.tokenizer_files import find_tokenizer_folder, hash_tokenizer_files
 
 __all__ = ["EncodedBatch", "Ids", "TextEncoder"]
 
@@ -77,7 +77,7 @@ class TextEncoder:
             )
         self.tokenizer = tokenizer
         self.folder = folder
-        # A copy, so that padding or truncation set by somebody else cannot reach our ids.
+        # A copy, so that what somebody else sets on it cannot reach our ids.
         self._backend = copy_backend(backend) if is_shared else backend
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -92,10 +92,9 @@ class TextEncoder:
         Raises `UsageError` where there is none, or where it cannot be loaded.
         """
         folder = find_tokenizer_folder(path)
+        files = tuple(hash_tokenizer_files(folder).items())
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=trust_remote_code
-            )
+            tokenizer = _load_tokenizer(folder.resolve(), files, trust_remote_code)
         except Exception as error:  # `tokenizers` raises nothing more precise for a torn file.
             raise UsageError(
                 f"tokenizer: {path}: {error}; expected a folder that AutoTokenizer "
@@ -285,6 +284,19 @@ class TextEncoder:
             if longest_first
             else re.compile("(?!)")
         )
+
+
+@lru_cache(maxsize=1)
+def _load_tokenizer(
+    folder: Path, files: tuple[tuple[str, str], ...], trust_remote_code: bool
+) -> Any:
+    """Return the tokenizer of a folder with these ``files`` (names and hashes), the last one kept.
+
+    A notebook prepares, verifies and loads with one tokenizer; and `tokenizers` 0.23 does not free
+    all of one that has encoded (45 KB for each 200 texts).
+    """
+    del files
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def _rows_of(batch: EncodedBatch) -> list[Ids]:

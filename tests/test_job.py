@@ -706,3 +706,13 @@ def test_standard_input_is_read_and_sealed_by_its_content(
     assert answers[0][1] == len(EXAMPLES)
     assert [file["name"] for file in answers[0][2]] == ["stdin"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_a_licence_that_is_said_later_reaches_the_card(
+    examples: Path, make_config: ConfigMaker
+) -> None:
+    first = prepare(make_config(examples))
+    assert "apache-2.0" not in (first.output / "README.md").read_text("utf-8")
+    later = prepare(make_config(examples, license="apache-2.0"))
+    assert later.digest == first.digest
+    assert "license: apache-2.0" in (later.output / "README.md").read_text("utf-8")

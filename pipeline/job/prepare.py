@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.errors import StoreFailed, UsageError, WorkerFailed
@@ -22,6 +22,9 @@ from pipeline.store import is_address, open_target
 
 if TYPE_CHECKING:
     from pipeline.rows import RowBuilder
+
+# What no seal holds and a set's card says.
+_ON_THE_CARD: Final = ("license", "language", "pretty_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +120,13 @@ def _copy_streams(files: Sequence[SourceFile], target: Target) -> list[SourceFil
 
 
 def _find_ready(config: PrepareConfig, target: Target, seal: dict[str, Any]) -> Prepared | None:
-    """Return the set at the target where it is whole, of this seal, with few enough faults."""
+    """Return the set at the target where it is whole, of this seal and card, with few enough faults."""
     manifest = target.read_whole_set() if target.holds_set else None
     try:
         if manifest is None or manifest["seal"]["key"] != seal["key"]:
+            return None
+        said = config.to_dict()
+        if any(manifest["config"].get(name, said[name]) != said[name] for name in _ON_THE_CARD):
             return None
         counts = manifest["counts"]
         is_accepted = counts["faults"] <= config.max_reject_rate * counts["points"]

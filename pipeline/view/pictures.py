@@ -212,9 +212,12 @@ def _use_log_axis(axes: Axes, least: int, most: int, max_len: int, mark: str) ->
     if is_near:
         axes.axvline(max_len, color=mark, linewidth=1.2, linestyle="--")
         axes.annotate(
-            f"max_len {max_len:,} ",
+            f"max_len {max_len:,}",
             (max_len, 1),
+            # Room for the page's own font, which may run wider than the one that is measured here.
+            (-12, 0),
             xycoords=("data", "axes fraction"),
+            textcoords="offset points",
             horizontalalignment="right",
             verticalalignment="top",
             color=mark,

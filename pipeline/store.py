@@ -1,4 +1,4 @@
-"""Sets on an object store: ``s3://``, ``gs://`` and ``az://`` addresses, through fsspec.
+"""Sets and inputs on an object store: ``s3://``, ``gs://`` and ``az://`` addresses, through fsspec.
 
 A store has no rename, so a set there is whole exactly while its manifest is there: the manifest is
 removed first and written last. Who comes in between finds no set, never half of one.
@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
 from pipeline.errors import StoreFailed, UsageError
 from pipeline.job.publish import MANIFEST, Target
+from pipeline.source.data_sets import READABLE_SUFFIXES
 
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az"}
 
@@ -36,25 +37,8 @@ class SetStore:
 
     def __init__(self, address: str) -> None:
         """Open ``address``. Raises `UsageError` where its driver is missing or it holds a password."""
-        import fsspec
-
-        scheme, _, rest = address.partition("://")
-        if "@" in rest.partition("/")[0]:
-            raise UsageError(
-                f"{scheme}://: an address with a name and a password in it; expected credentials "
-                "where the store's own tools look for them (environment or profile)"
-            )
         self.address = address.rstrip("/")
-        if not rest.strip("/").partition("/")[2]:
-            raise UsageError(f"{self.address}: a whole bucket; expected a folder inside it")
-        try:
-            self._files: Any = fsspec.filesystem(scheme)
-        except (ImportError, ValueError) as error:
-            raise UsageError(
-                f"{self.address}: {error}; "
-                f"install its driver: pip install 'context-frozen[{_EXTRAS[scheme]}]'"
-            ) from error
-        self._root: str = self._files._strip_protocol(self.address)
+        self._files, self._root = _open_files(self.address)
 
     def read_manifest(self) -> dict[str, Any] | None:
         """Return the manifest, or None where there is no whole set of ours."""
@@ -111,18 +95,8 @@ class SetStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._files.get_file(f"{self._root}/{name}", str(path))
 
-    @contextmanager
-    def _failures(self) -> Generator[None]:
-        try:
-            yield
-        except (UsageError, StoreFailed):
-            raise
-        except Exception as error:  # Each driver has errors of its own.
-            words = str(error) or type(error).__name__
-            raise StoreFailed(
-                f"{self.address}: {words}; check the address, the credentials and the network, then "
-                "run again: what was finished is kept"
-            ) from error
+    def _failures(self) -> AbstractContextManager[None]:
+        return _store_failures(self.address)
 
 
 class StoreTarget(Target):
@@ -216,6 +190,78 @@ def find_folder(path: str | Path) -> Path:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return copy
+
+
+def fetch_inputs(inputs: Sequence[str], folder: Path) -> list[str]:
+    """Return the inputs, each address among them (file, folder or glob) as a copy below ``folder``.
+
+    Raises `UsageError` where there is no data file at an address, `StoreFailed` where it cannot be
+    read.
+    """
+    return [
+        str(_fetch_input(text, folder / f"store-{number:03d}")) if is_address(text) else text
+        for number, text in enumerate(inputs)
+    ]
+
+
+def _fetch_input(address: str, folder: Path) -> Path:
+    files, root = _open_files(address)
+    with _store_failures(address):
+        if any(mark in root for mark in "*?["):
+            found: list[str] = files.glob(root)
+            base = root[: min(root.find(mark) for mark in "*?[" if mark in root)].rpartition("/")[0]
+        elif files.isfile(root):
+            found, base = [root], root.rpartition("/")[0]
+        else:
+            found, base = files.find(root), root
+        found = [name for name in found if name.lower().endswith(READABLE_SUFFIXES)]
+        if not found:
+            raise UsageError(
+                f"input {address}: no data file there; expected {', '.join(READABLE_SUFFIXES)}"
+            )
+        for name in found:
+            copy = folder / name[len(base) + 1 :]
+            if not copy.resolve().is_relative_to(folder.resolve()):
+                raise UsageError(f"input {address}: {name} is no name of a file")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(name, str(copy))
+    return folder
+
+
+def _open_files(address: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it."""
+    import fsspec
+
+    scheme, _, rest = address.partition("://")
+    if "@" in rest.partition("/")[0]:
+        raise UsageError(
+            f"{scheme}://: an address with a name and a password in it; expected credentials "
+            "where the store's own tools look for them (environment or profile)"
+        )
+    if not rest.strip("/").partition("/")[2]:
+        raise UsageError(f"{address}: a whole bucket; expected a place inside it")
+    try:
+        files: Any = fsspec.filesystem(scheme)
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"{address}: {error}; "
+            f"install its driver: pip install 'context-frozen[{_EXTRAS[scheme]}]'"
+        ) from error
+    return files, files._strip_protocol(address)
+
+
+@contextmanager
+def _store_failures(address: str) -> Generator[None]:
+    try:
+        yield
+    except (UsageError, StoreFailed):
+        raise
+    except Exception as error:  # Each driver has errors of its own.
+        words = str(error) or type(error).__name__
+        raise StoreFailed(
+            f"{address}: {words}; check the address, the credentials and the network, then "
+            "run again: what was finished is kept"
+        ) from error
 
 
 def cache_folder(address: str) -> Path:

@@ -208,6 +208,33 @@ def test_the_verbs_read_a_set_from_a_store(
     assert "a-secret-key" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["s3://bucket/sets/in", "s3://bucket/sets/in/*.jsonl", "s3://bucket/sets/in/**/*.jsonl"],
+)
+def test_input_on_a_store_gives_the_set_of_the_same_files(
+    files: Any, tmp_path: Path, make_config: Callable[..., PrepareConfig], address: str
+) -> None:
+    here = tmp_path / "in"
+    here.mkdir()
+    for name, rows in (("a.jsonl", ROWS[:2]), ("b.jsonl", ROWS[2:])):
+        files.pipe_file(f"bucket/sets/in/{name}", write_lines(here / name, rows).read_bytes())
+    files.pipe_file("bucket/sets/in/notes.txt", b"no data")
+    there = prepare(make_config(address))
+    assert [row["source"] for row in load(there.output)["train"]] == [
+        *("a.jsonl:1", "a.jsonl:2", "b.jsonl:1", "b.jsonl:2", "b.jsonl:3")
+    ]
+    assert there.digest == prepare(make_config(here, output=str(tmp_path / "other"))).digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "other", "set"]
+
+
+def test_an_address_without_data_is_wrong_usage(
+    files: Any, make_config: Callable[..., PrepareConfig]
+) -> None:
+    with pytest.raises(UsageError, match="input s3://bucket/sets/none: no data file there"):
+        prepare(make_config("s3://bucket/sets/none"))
+
+
 def test_append_to_a_store_is_wrong_usage(
     files: Any, tmp_path: Path, prepare_at: PrepareAt
 ) -> None:
@@ -225,7 +252,7 @@ def test_a_bucket_that_is_not_there_is_named(
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("s3://bucket", "a whole bucket; expected a folder inside it"),
+        ("s3://bucket", "a whole bucket; expected a place inside it"),
         ("s3://me:secret@bucket/set", "a name and a password in it"),
         ("gs://bucket/set", r"install its driver: pip install 'context-frozen\[gs\]'"),
         ("az://box/set", r"install its driver: pip install 'context-frozen\[az\]'"),

@@ -18,7 +18,7 @@ from pipeline.seal import make_seal
 from pipeline.source.data_sets import expand_data_sets
 from pipeline.source.files import SourceFile, find_files, spool_streams
 from pipeline.source.plan import plan_shards
-from pipeline.store import is_address, open_target
+from pipeline.store import fetch_inputs, is_address, open_target
 
 if TYPE_CHECKING:
     from pipeline.rows import RowBuilder
@@ -72,7 +72,7 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
     target = open_target(config.output)
     target.check(overwrite=config.overwrite, inputs=config.input)
     with target.locked():
-        found = find_files(expand_data_sets(config.input))
+        found = find_files(expand_data_sets(fetch_inputs(config.input, target.streams)))
         target.check_sources([file.path for file in found])
         target.check_sources(map(Path, filter(None, (config.tokenizer, config.chat_template))))
         files = _copy_streams(found, target)

@@ -107,9 +107,12 @@ def run_prepare(args: Sequence[str]) -> int:
         return 0
     counts = prepared.counts
     made = "is ready already, same seal" if prepared.was_ready else "made"
+    lines = f"{counts['lines']} lines"
+    if counts["points"] != counts["lines"]:
+        lines += f" with {counts['points']} decision points"
     print(
         f"{prepared.output}: {made}\n"
-        f"  {counts['lines']} lines = {counts['rows']} rows + {counts['rejects']} rejects"
+        f"  {lines} = {counts['rows']} rows + {counts['rejects']} rejects"
         + "".join(f"\n    {code}: {number}" for code, number in counts["by_code"].items())
         + f"\n  {counts['tokens']['total']} tokens: {counts['tokens']['context']} context, "
         f"{counts['tokens']['continuation']} continuation; {counts['rows_shortened']} rows shortened"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import unicodedata
@@ -517,29 +516,3 @@ def test_two_of_the_seven_bad_examples_are_bad(examples: list[Example]) -> None:
     assert Counter(replaced) == {"assistant": 3, "user": 1}
     # A folder of both files can be read in one job.
     assert not {e["id"] for e in rows} & {e["id"] for e in examples}
-
-
-# ---- configs
-
-
-@pytest.mark.parametrize("name", ["quickstart.yaml", "with_rejects.yaml"])
-def test_a_config_names_files_that_are_there(name: str) -> None:
-    config = config_from_mapping(read_config_file(str(CONFIGS / name)), name)
-    assert all((script.ROOT / path).is_file() for path in config.input)
-    assert (script.ROOT / config.tokenizer / "tokenizer.json").is_file()
-    assert config.output.startswith("out/")
-
-
-def test_every_key_is_explained_once() -> None:
-    explained: dict[str, str] = {}
-    for name in ("quickstart.yaml", "with_rejects.yaml"):
-        lines = lines_of(CONFIGS / name)
-        for above, line in itertools.pairwise(lines):
-            if re.match(r"\w+:", line):
-                explained.setdefault(line.split(":")[0], above)
-    assert {key for key, above in explained.items() if not above.startswith("# ")} == set()
-
-
-def test_the_allowed_share_of_rejects_covers_the_bad_lines() -> None:
-    config = config_from_mapping(read_config_file(str(CONFIGS / "with_rejects.yaml")), "test")
-    assert 2 / len(lines_of(BAD_EXAMPLES)) <= config.max_reject_rate < 1

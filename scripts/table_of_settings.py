@@ -1,0 +1,99 @@
+"""Write the tables of settings into docs/cli.md: of each verb, from the fields of its options.
+
+Run as ``python -m scripts.table_of_settings`` after a setting was added or its words were changed.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import tyro
+
+from pipeline.cli import CheckOptions, CleanOptions, VerifyOptions
+from pipeline.config import PrepareConfig
+from pipeline.seeing import DiffOptions, InspectOptions, ReportOptions
+from pipeline.sharing import PullOptions, PushOptions
+
+PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
+OPTIONS: Final[dict[str, type[Any]]] = {
+    "prepare": PrepareConfig,
+    "inspect": InspectOptions,
+    "check": CheckOptions,
+    "verify": VerifyOptions,
+    "report": ReportOptions,
+    "diff": DiffOptions,
+    "push": PushOptions,
+    "pull": PullOptions,
+    "clean": CleanOptions,
+}
+"""The settings of each verb."""
+
+_COMPUTED_DEFAULTS: Final = {"num_proc": "the cores"}
+_PLACE: Final = re.compile(
+    r"(?P<start><!-- settings of (?P<verb>\w+) -->\n).*?(?=<!-- end of settings -->)", re.S
+)
+
+
+def fill_page(page: str) -> str:
+    """Return the text of the page with every table written anew between its two comments."""
+    return _PLACE.sub(
+        lambda place: f"{place['start']}\n{write_table(OPTIONS[place['verb']])}\n", page
+    )
+
+
+def write_table(kind: type[Any]) -> str:
+    """Return the table of one verb's settings: name, default, what it does and may be."""
+    words = read_field_words(kind)
+    lines = ["| setting | default | |", "|---|---|---|"]
+    hints = get_type_hints(kind, include_extras=True)
+    for item in dataclasses.fields(kind):
+        is_place = tyro.conf.Positional[str] == hints[item.name]
+        name = item.name.upper() if is_place else item.name
+        default = _spell_default(item)
+        lines.append(f"| `{name}` | {default} | {words[item.name]}{_choices(hints[item.name])} |")
+    return "\n".join(lines) + "\n"
+
+
+def read_field_words(kind: type[Any]) -> dict[str, str]:
+    """Return the sentence below each field of a dataclass, as one line."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    words: dict[str, str] = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            words[field.target.id] = " ".join(str(after.value.value).split())
+    return words
+
+
+def _spell_default(item: dataclasses.Field[Any]) -> str:
+    if item.name in _COMPUTED_DEFAULTS:
+        return _COMPUTED_DEFAULTS[item.name]
+    default: Any = item.default
+    if item.default_factory is not dataclasses.MISSING:
+        default = item.default_factory()
+    if default is dataclasses.MISSING:
+        return "required"
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"`{' '.join(map(str, default)) if isinstance(default, tuple) else default}`"
+
+
+def _choices(hint: Any) -> str:
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is Literal:
+            return " One of " + ", ".join(f"`{choice}`" for choice in get_args(part)) + "."
+    return ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

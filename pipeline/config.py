@@ -43,8 +43,8 @@ class PrepareConfig:
     """Settings of ``context-frozen prepare``."""
 
     input: tuple[str, ...] = _unsealed()
-    """JSONL files (plain, .gz, .zst), globs, folders, or - for standard input. Their content is
-    sealed, their place is not."""
+    """JSONL files (plain, .gz, .zst), globs, folders, s3:// addresses, or - for standard input. Their
+    content is sealed, their place is not."""
 
     format: str = _sealed("auto")
     """Shape of the input rows (own, openai, openai_log, trl, sharegpt, alpaca, pairs); auto tells it
@@ -54,7 +54,7 @@ class PrepareConfig:
     """Folder or Hub name of the served model's tokenizer. Its files are sealed, its place is not."""
 
     output: str = _unsealed()
-    """Folder of the data set to write."""
+    """Folder of the data set to write, or its s3://, gs:// or az:// address."""
 
     chat_template: str | None = _unsealed(None)
     """Jinja file to use in place of the tokenizer's own template. Its text is sealed."""
@@ -149,6 +149,34 @@ class PrepareConfig:
     append: bool = _unsealed(False)
     """Add the examples of the input to the set at the output, which must have the same seal."""
 
+    executor: Literal["none", "local", "ray", "slurm"] = _unsealed("none")
+    """What makes the shards: this process and its workers, or tasks that local (processes of this
+    machine), ray or slurm runs, on machines that share the folders of input, tokenizer and output."""
+
+    tasks: int | None = _unsealed(None)
+    """Tasks that an executor runs; by default as many as workers, else one for each shard, at most
+    1,000. There are never more of them than shards."""
+
+    workers: int | None = _unsealed(None)
+    """Tasks that run at once; by default one for each core under local, and no limit elsewhere."""
+
+    cpus_per_task: int = _unsealed(1)
+    """Cores that a task asks for, and processes that it works with."""
+
+    partition: str | None = _unsealed(None)
+    """Slurm's partition for the tasks; by default the cluster's own."""
+
+    time: str | None = _unsealed(None)
+    """Slurm's time limit of a task, such as 04:00:00; by default that of the partition."""
+
+    venv: str | None = _unsealed(None)
+    """Environment that the tasks of local and slurm run in, on all machines at the same path; by
+    default the one that runs here."""
+
+    ray_address: str | None = _unsealed(None)
+    """Ray cluster, such as 10.0.0.1:6379; by default the one at RAY_ADDRESS or on this machine, else
+    one is started here."""
+
     trust_remote_code: bool = _sealed(False)
     """Let the tokenizer's repository run its own code; named in the seal."""
 
@@ -172,7 +200,10 @@ class PrepareConfig:
             raise UsageError(
                 f"validation_fraction: found {self.validation_fraction}; expected a share below 1"
             )
-        for name in ("num_proc", "batch_size", "min_context", "max_continuation"):
+        for name in (
+            *("num_proc", "batch_size", "min_context", "max_continuation"),
+            *("tasks", "workers", "cpus_per_task"),
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}: found {value}; expected at least 1")

@@ -59,7 +59,9 @@ class RowColumns:
         self._parts: list[RowPart] = []
         tables: list[pa.Table] = []
         for split in splits:
-            for path in sorted((folder / split).glob("*.arrow")):
+            state: dict[str, Any] = json.loads((folder / split / "state.json").read_bytes())
+            # `datasets` keeps what users made of a set beside it, in files of the same suffix.
+            for path in (folder / split / each["filename"] for each in state["_data_files"]):
                 tables.append(_read_file(path))
                 start, rows = self.rows_by_split[split], tables[-1].num_rows
                 self._parts.append(RowPart(split, path, start, rows))

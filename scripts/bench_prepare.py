@@ -5,10 +5,10 @@
     python scripts/bench_prepare.py ... --peer-python llamafactory=/venv/bin/python axolotl=...
 
 Every run has a process of its own; a round runs each contender once, in turn, and ratios are taken
-within a round. Seconds are those of the job without imports and loading the tokenizer (and
-for ours fastokens, which is built from it); "wall" is the whole process. Contenders that can use several processes run with each of ``--num-proc``, and their
-best counts. What each one does is told in ``scripts/bench_peers/``; read there too how a peer's
-rows differ from ours.
+within a round. Seconds are those of the job without imports and without loading the tokenizer (for
+ours also fastokens, which is built from it); "wall" is the whole process. Contenders that can use
+several processes run with each of ``--num-proc``, and their best counts. What each one does is told
+in ``scripts/bench_peers/``; read there too how a peer's rows differ from ours.
 
 Lines must have ``messages``, ``decision_idx`` and a ``continuation`` of text. Lines with ``messages``
 alone are rewritten first: every assistant message becomes a decision point.

@@ -53,7 +53,7 @@ def test_licence_languages_and_name_are_never_invented(
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": "train", "path": "train/*.arrow"}],
+                "data_files": [{"split": "train", "path": "train/data-*.arrow"}],
             }
         ],
     }

@@ -44,7 +44,21 @@ SEALED_DEFAULTS: dict[str, Any] = {
     "trust_remote_code": False,
 }
 # The first four are sealed by their content instead: the bytes of the files they point to.
-UNSEALED = {"input", "tokenizer", "chat_template", "output", "encoder"} | {
+UNSEALED = {
+    "executor",
+    "tasks",
+    "workers",
+    "cpus_per_task",
+    "partition",
+    "time",
+    "venv",
+    "ray_address",
+    "input",
+    "tokenizer",
+    "chat_template",
+    "output",
+    "encoder",
+} | {
     "max_reject_rate",
     "num_proc",
     "batch_size",

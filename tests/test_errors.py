@@ -18,6 +18,7 @@ SAMPLES = [
     errors.Rejected("missing_field", "id: missing"),
     errors.DataRefused("2 of 3 lines were rejected"),
     errors.WorkerFailed("a worker process was ended by SIGKILL: shard 3: a.jsonl from line 9"),
+    errors.StoreFailed("s3://bucket/set: the connection was lost; run again"),
     errors.SealMismatch("seal.templates", "abc", "def", "prepare it again"),
     errors.BadRow("row 0: context_len is 9 for 4 tokens"),
     errors.UnsupportedModel("the model has no cache"),
@@ -51,6 +52,7 @@ def test_an_error_is_also_the_stdlib_error_it_replaces(error: ContextFrozenError
         errors.UnsupportedModel: TypeError,
         errors.WorkerFailed: RuntimeError,
         errors.HubFailed: OSError,
+        errors.StoreFailed: OSError,
     }
     assert isinstance(error, others.get(type(error), ValueError))
 

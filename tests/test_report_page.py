@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import load_dataset, load_from_disk
 
 from pipeline.cli import main
 from pipeline.config import PrepareConfig
@@ -153,6 +154,20 @@ def test_tables_hold_the_figures_of_the_rows(page: str, quickstart_set: Path) ->
     parts = {row[0]: row[1:] for row in tables["Tokens of each part"][1:]}
     assert parts["continuation"][0] == str(continuations.min())
     assert parts["continuation"][3] == str(continuations.max())
+
+
+def test_what_datasets_keeps_beside_the_rows_is_no_part_of_the_figures(
+    quickstart_set: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(quickstart_set, folder)
+    rows = load_from_disk(str(folder))["train"]
+    rows.map(lambda row: {"twice": 2 * row["total_len"]}, remove_columns=rows.column_names)
+    assert list((folder / "train").glob("cache-*.arrow"))
+    found, expected = SetFigures(folder), SetFigures(quickstart_set)
+    assert found.table.equals(expected.table)
+    read = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert len(read["train"]) == len(rows)
 
 
 def test_padding_is_what_batches_would_have(quickstart_set: Path) -> None:

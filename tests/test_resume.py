@@ -165,7 +165,7 @@ def beside(config: PrepareConfig) -> list[str]:
 @pytest.fixture
 def undisturbed(config: PrepareConfig, run: Run, tmp_path: Path) -> dict[str, Any]:
     """The manifest of the set that the job makes where nothing stops it."""
-    manifest = run(dataclasses.replace(config, output=str(tmp_path / "undisturbed")))
+    manifest = run(dataclasses.replace(config, output=str(tmp_path / "undisturbed" / "set")))
     assert manifest["shards"]["made"] > 9
     assert manifest["shards"]["reused"] == 0
     return manifest
@@ -198,7 +198,7 @@ def test_a_stopped_job_goes_on_with_the_shards_that_were_finished(
     assert manifest["digest"] == undisturbed["digest"]
     assert manifest["counts"] == undisturbed["counts"]
     assert beside(config) == []
-    made, expected = snapshot(Path(config.output)), snapshot(tmp_path / "undisturbed")
+    made, expected = snapshot(Path(config.output)), snapshot(tmp_path / "undisturbed" / "set")
     assert {name for name in made if made[name] != expected[name]} == {MANIFEST}
     assert verify(config.output) == []
 

@@ -7,7 +7,7 @@ made of these files as they are: a row is written once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.config import PrepareConfig
-from pipeline.errors import UsageError
+from pipeline.errors import StoreFailed, UsageError
 from pipeline.job.append import open_earlier_set
 from pipeline.job.merge import judge_rejects, merge_shards, write_set
 from pipeline.job.progress import ProgressReport
@@ -25,6 +25,7 @@ from pipeline.job.shard import encode_shard, read_lines_of
 from pipeline.job.shard_record import ShardRecord, read_finished
 from pipeline.job.workers import OnProgress, run_shards
 from pipeline.rows import RowBuilder
+from pipeline.scale.executors import plan_tasks, run_tasks
 from pipeline.seal import complete_seal
 from pipeline.source.files import SourceFile
 from pipeline.source.line_formats import name_formats
@@ -73,7 +74,7 @@ def build_set(
     folder = target.open_work(f"{seal['key'][:16]}-{plan.key[:8]}")
     try:
         with RENDER_CLOCK.started():
-            records, reused = _make_shards(config, plan, mapper, folder)
+            records, reused = _make_shards(config, plan, mapper, folder, seal, formats)
         if not sum(record.lines for record in records):
             raise UsageError(
                 f"input: {', '.join(config.input)}: no line to read; expected JSONL examples"
@@ -89,6 +90,8 @@ def build_set(
             seal["encoder"]["reason"] = "the input is small: building fastokens would take longer"
         manifest = write_set(config, target.staging, merged, seal, facts, builder)
         target.publish()
+    except StoreFailed:
+        raise
     except OSError as error:
         raise UsageError(
             f"output: {target.path}: {error.strerror or error}; about "
@@ -109,7 +112,12 @@ def _is_small(files: Sequence[SourceFile]) -> bool:
 
 
 def _make_shards(
-    config: PrepareConfig, plan: SourcePlan, mapper: RowMapper, folder: Path
+    config: PrepareConfig,
+    plan: SourcePlan,
+    mapper: RowMapper,
+    folder: Path,
+    seal: Mapping[str, Any],
+    formats: Mapping[str, str],
 ) -> tuple[list[ShardRecord], int]:
     """Return the record of every shard, in order, and how many an earlier run had finished."""
     done = {
@@ -119,7 +127,39 @@ def _make_shards(
     }
     reused = len(done)
     missing = [shard for shard in plan.shards if shard.index not in done]
-    mapper.builder.settle(mapper.find_points(_read_head(plan.shards[0])))
+    settle_mapper(mapper, plan.shards[0])
+    synced: list[Future[None]] = []
+    with ProgressReport(plan, done.values()) as report, ThreadPoolExecutor(1) as disk:
+        if config.executor == "none":
+            made = encode_shards(config, missing, mapper, folder, report.add_batch)
+        else:
+            made = run_tasks(plan_tasks(config, plan, formats, seal), folder, missing)
+        for record in made:
+            done[record.index] = record
+            report.end_shard(record)
+            # The disk writes while the next shards are computed.
+            synced += [disk.submit(partial(sync_file, folder / each.name)) for each in record.files]
+    for future in synced:
+        future.result()
+    return [done[shard.index] for shard in plan.shards], reused
+
+
+def settle_mapper(mapper: RowMapper, shard: SourceShard) -> None:
+    """Let the mapper learn from the first lines of a shard what holds for all of the job."""
+    mapper.builder.settle(mapper.find_points(_read_head(shard)))
+
+
+def encode_shards(
+    config: PrepareConfig,
+    shards: Sequence[SourceShard],
+    mapper: RowMapper,
+    folder: Path,
+    on_batch: OnProgress = lambda progress: None,
+) -> Iterator[ShardRecord]:
+    """Make shards on ``num_proc`` cores of this machine; yield the record of each as it is done.
+
+    Raises what `pipeline.job.workers.run_shards` raises.
+    """
 
     def start_worker() -> None:
         mapper.builder.encoder.use_one_thread()
@@ -128,17 +168,9 @@ def _make_shards(
     def encode(shard: SourceShard, on_batch: OnProgress) -> ShardRecord:
         return encode_shard(shard, mapper, config, folder, on_batch)
 
-    workers = min(config.num_proc, max(1, plan.bytes // _BYTES_PER_WORKER))
-    synced: list[Future[None]] = []
-    with ProgressReport(plan, done.values()) as report, ThreadPoolExecutor(1) as disk:
-        for record in run_shards(missing, encode, workers, report.add_batch, start_worker):
-            done[record.index] = record
-            report.end_shard(record)
-            # The disk writes while the next shards are computed.
-            synced += [disk.submit(partial(sync_file, folder / each.name)) for each in record.files]
-    for future in synced:
-        future.result()
-    return [done[shard.index] for shard in plan.shards], reused
+    size = sum(shard.bytes for shard in shards)
+    workers = min(config.num_proc, max(1, size // _BYTES_PER_WORKER))
+    yield from run_shards(shards, encode, workers, on_batch, start_worker)
 
 
 def _read_head(shard: SourceShard) -> list[tuple[str, SourceLine]]:

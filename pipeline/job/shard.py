@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -79,7 +80,7 @@ def encode_shard(
     """
     stem = f"{shard.index:05d}"
     # Two attempts at one shard write files of their own, and give the same bytes.
-    temporary = f".{stem}-{os.getpid()}-"
+    temporary = f".{stem}-{platform.node()}-{os.getpid()}-"
     splits = split_names(config)
     counts, codes, digest = RowCounts(), Counter[str](), sum_digests(())
     pieces: list[PieceRecord] = []

@@ -95,6 +95,11 @@ class SourcePlan:
         return sum(shard.bytes for shard in self.shards)
 
     @property
+    def sizes(self) -> dict[SourceFile, int]:
+        """Bytes on disk of each file, in input order."""
+        return {piece.file: piece.end for shard in self.shards for piece in shard.pieces}
+
+    @property
     def key(self) -> str:
         """Hash of where the input is cut, in hex: equal plans have equal shards."""
         cuts = [

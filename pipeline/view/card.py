@@ -170,7 +170,7 @@ def name_size(rows: int) -> str:
 def _name_files(splits: Mapping[str, int]) -> list[dict[str, Any]]:
     # datasets 4.0.0 takes a split of one shard for JSON, since the saved `state.json` beside the
     # shard counts as many: so the files of each split are named.
-    files = [{"split": split, "path": f"{split}/*.arrow"} for split in splits]
+    files = [{"split": split, "path": f"{split}/data-*.arrow"} for split in splits]
     return [{"config_name": "default", "data_files": files}]
 
 

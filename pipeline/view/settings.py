@@ -11,7 +11,10 @@ from typing import Any, Final
 from pipeline.config import PrepareConfig
 
 # How a job ran, not what it made: another machine would say something else.
-_OF_THE_RUN: Final = {"num_proc", "batch_size", "overwrite"}
+_OF_THE_RUN: Final = {
+    *("num_proc", "batch_size", "overwrite"),
+    *("executor", "tasks", "workers", "cpus_per_task", "partition", "time", "venv", "ray_address"),
+}
 
 
 def write_command(config: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def test_the_card_names_the_files_of_each_split(train_columns_set: Path) -> None
         for split, files in builder.config.data_files.items()
     } == {"train": [".arrow"], "validation": [".arrow"]}
     card = (train_columns_set / "README.md").read_text()
-    assert "\n  - split: validation\n    path: validation/*.arrow\n" in card
+    assert "\n  - split: validation\n    path: validation/data-*.arrow\n" in card
 
 
 @pytest.mark.parametrize("folder", ["quickstart_set", "train_columns_set"])

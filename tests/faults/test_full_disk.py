@@ -216,7 +216,7 @@ def assert_mended(ended: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert ended["left"] == []
 
 
-@pytest.mark.parametrize("num_proc", [1, 2])
+@pytest.mark.parametrize("num_proc", [pytest.param(1, marks=pytest.mark.nightly), 2])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_full_disk_is_said_with_path_and_bytes_and_leaves_the_old_set(
     run: Run,

@@ -72,6 +72,7 @@ def test_a_task_that_dies_again_and_again_is_named_and_its_job_goes_on_with_othe
     assert again.digest == digest
 
 
+@pytest.mark.nightly
 def test_a_task_that_raises_something_unforeseen_is_run_again(
     run_job: RunJob, machine_with: Callable[..., str], digest: str
 ) -> None:
@@ -137,6 +138,7 @@ def test_tasks_that_append_give_the_set_that_one_process_gives(
     assert len(digests) == 1
 
 
+@pytest.mark.nightly
 def test_no_more_tasks_than_workers_run_at_once(
     run_job: RunJob, machine_with: Callable[..., str], tmp_path: Path
 ) -> None:

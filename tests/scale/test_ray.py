@@ -120,6 +120,7 @@ def test_a_worker_that_is_killed_in_the_middle_is_replaced(
     assert made.digest == run_job("none", input=large_file).digest
 
 
+@pytest.mark.nightly
 def test_a_node_that_is_lost_in_the_middle_costs_only_time(
     run_job: RunJob, nodes: TwoNodes, large_file: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_node_that_is_lost_in_the_middle_costs_only_time(
     assert made.digest == run_job("none", input=large_file).digest
 
 
+@pytest.mark.nightly
 def test_a_machine_that_sees_another_input_fails_the_job_with_its_words(
     run_job: RunJob, nodes: TwoNodes, tmp_path: Path, large_file: Path
 ) -> None:

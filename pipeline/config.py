@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_type_hints
 
 import yaml
 
+from pipeline.config_values import is_of_type, spell_type
 from pipeline.errors import UsageError, excerpt_of
 
 
@@ -249,9 +248,9 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> PrepareConfig:
     for name, value in values.items():
         if name not in hints:
             raise UsageError(f"{where}: unknown key {name!r}{nearest_known(name, hints)}")
-        if not _is_of_type(value, hints[name]):
+        if not is_of_type(value, hints[name]):
             raise UsageError(
-                f"{where}: {name}: found {excerpt_of(value)}; expected {_spell_type(hints[name])}"
+                f"{where}: {name}: found {excerpt_of(value)}; expected {spell_type(hints[name])}"
             )
     missing = [
         item.name
@@ -307,50 +306,3 @@ def nearest_known(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """Return ``; did you mean X?`` for the known name closest to ``name``, or the known names."""
     close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
-
-
-def _is_of_type(value: object, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if hint is bool:
-        return isinstance(value, bool)
-    if get_origin(hint) is UnionType:
-        return any(_is_of_type(value, option) for option in get_args(hint))
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str)
-    if get_origin(hint) is tuple:
-        items = [value] if isinstance(value, str) else value
-        return isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items)
-    if get_origin(hint) is dict:
-        return isinstance(value, dict) and _is_json(cast("object", value))
-    return value is None
-
-
-def _is_json(value: object) -> bool:
-    """Return True where JSON can hold ``value``: YAML also has sets and keys of any type."""
-    if isinstance(value, dict):
-        items = cast("dict[object, object]", value).items()
-        return all(isinstance(name, str) and _is_json(item) for name, item in items)
-    if isinstance(value, list):
-        return all(map(_is_json, cast("list[object]", value)))
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, (str, int))
-
-
-def _spell_type(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(repr(choice) for choice in get_args(hint))
-    if get_origin(hint) is tuple:
-        return "text or a list of texts"
-    if get_origin(hint) is dict:
-        return "names with JSON values"
-    if get_origin(hint) is UnionType:
-        return " or ".join(_spell_type(option) for option in get_args(hint))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
-        hint, "nothing"
-    )

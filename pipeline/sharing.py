@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 
@@ -84,7 +86,7 @@ def push(options: PushOptions) -> int:
         overwrite=options.overwrite,
     )
     pushed = push_set(options.set, options.repo, choice)
-    manifest, left_out = pushed.manifest, pushed.manifest["left_out"]
+    manifest = pushed.manifest
     if options.json:
         figures = {
             "repo": pushed.place.repo,
@@ -92,18 +94,14 @@ def push(options: PushOptions) -> int:
             "revision": pushed.revision,
             "private": pushed.is_private,
             "was_there": pushed.was_there,
-            "digest": manifest["digest"],
-            "rows": manifest["counts"]["rows"],
-            "left_out": left_out,
+            **_count_rows(manifest),
         }
         print(json.dumps(figures, ensure_ascii=False))
         return 0
     done = "is there already, same seal and digest" if pushed.was_there else "pushed"
     print(
         f"{pushed.place.repo} ({pushed.place.config_name}, {pushed.revision}): {done}, "
-        f"{'private' if pushed.is_private else 'public'}\n"
-        f"  {manifest['counts']['rows']} rows, digest {manifest['digest']}"
-        + _say_left_out(left_out)
+        f"{'private' if pushed.is_private else 'public'}" + _describe_rows(manifest)
     )
     if options.public and pushed.is_private:
         print("  the repository stays private: change that in its settings on the Hub")
@@ -119,29 +117,34 @@ def pull(options: PullOptions) -> int:
         config_name=options.config_name, revision=options.revision, overwrite=options.overwrite
     )
     pulled = pull_set(options.repo, options.output, choice)
-    manifest, left_out = pulled.manifest, pulled.manifest["left_out"]
+    manifest = pulled.manifest
     if options.json:
         figures = {
             "output": str(pulled.output),
             "was_there": pulled.was_there,
-            "digest": manifest["digest"],
-            "rows": manifest["counts"]["rows"],
-            "left_out": left_out,
+            **_count_rows(manifest),
         }
         print(json.dumps(figures, ensure_ascii=False))
         return 0
     done = "is there already" if pulled.was_there else "pulled and verified"
-    print(
-        f"{pulled.output}: {done}\n"
-        f"  {manifest['counts']['rows']} rows, digest {manifest['digest']}"
-        + _say_left_out(left_out)
-    )
+    print(f"{pulled.output}: {done}" + _describe_rows(manifest))
     return 0
 
 
-def _say_left_out(left_out: dict[str, list[str]]) -> str:
-    parts = [f"{kind} {', '.join(names)}" for kind, names in left_out.items() if names]
-    return f"\n  left out when it was pushed: {'; '.join(parts)}" if parts else ""
+def _count_rows(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what both verbs say of the rows in JSON."""
+    return {
+        "digest": manifest["digest"],
+        "rows": manifest["counts"]["rows"],
+        "left_out": manifest["left_out"],
+    }
+
+
+def _describe_rows(manifest: Mapping[str, Any]) -> str:
+    """Return what both verbs say of the rows in words: how many, their digest, what they lack."""
+    parts = [f"{kind} {', '.join(names)}" for kind, names in manifest["left_out"].items() if names]
+    lacking = f"\n  left out when it was pushed: {'; '.join(parts)}" if parts else ""
+    return f"\n  {manifest['counts']['rows']} rows, digest {manifest['digest']}{lacking}"
 
 
 def _keep_libraries_quiet() -> None:

@@ -10,16 +10,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
 from pipeline.errors import StoreFailed, UsageError
-from pipeline.job.publish import MANIFEST, Target
+from pipeline.job.publish import MANIFEST, SET_FILES, Target
 from pipeline.source.data_sets import READABLE_SUFFIXES
 
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az"}
+
+# What a job of ours may have put to an address before the manifest, Arrow files apart.
+_SET_NAMES: Final = SET_FILES | {"dataset_info.json", "state.json"}
 
 
 def is_address(path: object) -> bool:
@@ -77,16 +80,10 @@ class SetStore:
             for name in (*(name for name in names if name != MANIFEST), MANIFEST):
                 self._files.put_file(str(folder / name), f"{self._root}/{name}")
 
-    def fetch(self, folder: Path) -> None:
-        """Write the set at the address to ``folder``, which must be free.
-
-        Raises `UsageError` where there is none.
-        """
-        manifest = self.read_manifest()
-        if manifest is None:
-            raise UsageError(f"{self.address}: no set there; expected one that prepare wrote")
+    def fetch(self, folder: Path, names: Iterable[str]) -> None:
+        """Write the files ``names`` of the set to ``folder``, which must be free."""
         with self._failures():
-            for name in (*manifest["files"], MANIFEST):
+            for name in names:
                 path = folder / name
                 if not path.resolve().is_relative_to(folder.resolve()):
                     raise UsageError(
@@ -149,16 +146,7 @@ class StoreTarget(Target):
 
 
 def _is_of_set(name: str) -> bool:
-    return name.endswith(".arrow") or name.rpartition("/")[2] in {
-        "dataset_dict.json",
-        "dataset_info.json",
-        "state.json",
-        "rejects.jsonl",
-        "examples.sha256",
-        "README.md",
-        "lengths.png",
-        "report.html",
-    }
+    return name.endswith(".arrow") or name.rpartition("/")[2] in _SET_NAMES
 
 
 def open_target(output: str) -> Target:
@@ -175,16 +163,18 @@ def find_folder(path: str | Path) -> Path:
         return Path(path)
     store = SetStore(str(path))
     manifest = store.read_manifest()
+    if manifest is None:
+        raise UsageError(f"{store.address}: no set there; expected one that prepare wrote")
     copy = cache_folder(store.address) / "copy"
     try:
-        if manifest is not None and json.loads((copy / MANIFEST).read_bytes()) == manifest:
+        if json.loads((copy / MANIFEST).read_bytes()) == manifest:
             return copy
     except (OSError, ValueError):
         pass
     fresh = copy.with_name(f"copy-{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        store.fetch(fresh)
+        store.fetch(fresh, (*manifest["files"], MANIFEST))
         shutil.rmtree(copy, ignore_errors=True)
         fresh.rename(copy)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,6 +63,34 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+@contextmanager
+def asked_by_line(
+    command: Sequence[str], stderr: int | None = None
+) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Yield a function that asks a process which answers each line of JSON with one."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        cwd=ROOT,
+    )
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
+
+    def ask(question: dict[str, Any]) -> dict[str, Any]:
+        stdin.write(json.dumps(question) + "\n")
+        stdin.flush()
+        return json.loads(stdout.readline())
+
+    yield ask
+    stdin.close()
+    process.wait(30)
+    stdout.close()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from pipeline.errors import DataRefused, HubFailed, UsageError
 from pipeline.hub.pull import PullChoice, Pulled, pull_set
 from pipeline.hub.push import PushChoice, push_set
 from pipeline.job.clean import find_leftovers
-from pipeline.job.prepare import prepare
+from pipeline.job.prepare import Prepared, prepare
 from pipeline.saved import load, verify
 from pipeline.types import row_features
 from tests.conftest import ROOT, talk, write_lines
@@ -150,34 +150,32 @@ def test_a_public_set_lacks_its_provenance_says_so_and_verifies(
     assert "these columns are empty here: no columns `memories`, `reason`, `source`" in card
 
 
+def append_to(folder: Path, **settings: Any) -> Prepared:
+    """Append one example to a pulled set."""
+    more = write_lines(folder.with_name("more.jsonl"), [talk("x", "Yes.")])
+    return prepare(
+        PrepareConfig(
+            input=(str(more),),
+            tokenizer=str(ROOT / "configs" / "tokenizer"),
+            output=str(folder),
+            validation_fraction=0.3,
+            append=True,
+            num_proc=1,
+            **settings,
+        )
+    )
+
+
 def test_a_public_set_is_no_set_to_append_to(hub: Hub, made: Path, tmp_path: Path) -> None:
     push_set(str(made), REPO, PushChoice(public=True))
     pull(tmp_path / "set")
-    config = PrepareConfig(
-        input=(str(write_lines(tmp_path / "more.jsonl", [talk("x", "Yes.")])),),
-        tokenizer=str(ROOT / "configs" / "tokenizer"),
-        output=str(tmp_path / "set"),
-        validation_fraction=0.3,
-        append=True,
-        num_proc=1,
-    )
     with pytest.raises(UsageError, match="was pulled without its provenance"):
-        prepare(config)
+        append_to(tmp_path / "set")
 
 
 def test_a_whole_pulled_set_can_be_appended_to(pushed: Repo, tmp_path: Path) -> None:
     pull(tmp_path / "set")
-    config = PrepareConfig(
-        input=(str(write_lines(tmp_path / "more.jsonl", [talk("x", "Yes.")])),),
-        tokenizer=str(ROOT / "configs" / "tokenizer"),
-        output=str(tmp_path / "set"),
-        validation_fraction=0.3,
-        max_reject_rate=1.0,
-        report=False,
-        append=True,
-        num_proc=1,
-    )
-    assert prepare(config).counts["rows"] == 31
+    assert append_to(tmp_path / "set", max_reject_rate=1.0, report=False).counts["rows"] == 31
     assert verify(tmp_path / "set") == []
 
 

@@ -23,7 +23,7 @@ from pipeline.job import build
 from pipeline.job.prepare import prepare
 from pipeline.job.publish import MANIFEST
 from pipeline.saved import verify
-from tests.conftest import ROOT, write_lines
+from tests.conftest import asked_by_line, write_lines
 
 LINES = 60
 
@@ -109,28 +109,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, bundled_tokenizer: Path) -> It
         num_proc=1,
         report=False,
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUNNER, json.dumps(first.to_dict())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-    )
-    stdin, stdout = process.stdin, process.stdout
-    assert stdin is not None
-    assert stdout is not None
+    command = [sys.executable, "-c", RUNNER, json.dumps(first.to_dict())]
+    with asked_by_line(command, stderr=subprocess.DEVNULL) as ask:
 
-    def order(config: PrepareConfig, **order: Any) -> dict[str, Any]:
-        order = {"signal": signal.SIGKILL, "config": config.to_dict(), **order}
-        stdin.write(json.dumps(order) + "\n")
-        stdin.flush()
-        return json.loads(stdout.readline())
+        def order(config: PrepareConfig, **order: Any) -> dict[str, Any]:
+            return ask({"signal": signal.SIGKILL, "config": config.to_dict(), **order})
 
-    yield order
-    stdin.close()
-    process.wait(30)
-    stdout.close()
+        yield order
 
 
 def examples(answer: str, number: int = LINES) -> list[dict[str, Any]]:

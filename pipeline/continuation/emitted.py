@@ -115,11 +115,11 @@ def _stands_as_it_is(
     """Say whether a text is its own continuation, as most are: no mark in it, no think block before it."""
     pair = facts.think_pair or DEFAULT_PAIR
     return (
-        _is_plain(text, facts, settings)
-        and (settings.end_of_turn == "none" or _expected_end(facts, settings) is not None)
+        (settings.end_of_turn == "none" or _expected_end(facts, settings) is not None)
+        and read_think_state(prompt, pair, facts.last_turn) is NO_BLOCK
         and pair[0] not in text
         and pair[1] not in text
-        and read_think_state(prompt, pair, facts.last_turn) is NO_BLOCK
+        and _is_plain(text, facts, settings)
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.hub.remote_set import PROVENANCE_COLUMNS
 from pipeline.job.append import EXAMPLES
+from pipeline.job.merge import REJECTS
 from pipeline.seal import hash_file_bytes
 from pipeline.source.data_sets import HUB_PREFIX
 from pipeline.view.card import PICTURE, HubPlace, make_card
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REJECTS: Final = "rejects.jsonl"
 REPORT: Final = "report.html"
 BESIDE: Final = (EXAMPLES, PICTURE, REJECTS, REPORT)
 """Files that stand beside the rows of a set, its manifest and its card apart."""

@@ -15,23 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import UsageError
-from pipeline.job.publish import Target
+from pipeline.job.publish import MANIFEST, SET_FILES, Target
 
 _LEFTOVER: Final = re.compile(r"\.(?P<target>.+)\.(?P<kind>work|staging|old)")
 _WORK_NAME: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}|streams|pull")
-_STAGED_NAMES: Final = frozenset(
-    {
-        "train",
-        "validation",
-        "dataset_dict.json",
-        "rejects.jsonl",
-        "examples.sha256",
-        "README.md",
-        "lengths.png",
-        "report.html",
-        "manifest.json",
-    }
-)
+_STAGED_NAMES: Final = SET_FILES | {"train", "validation", MANIFEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +79,4 @@ def _is_leftover(path: Path) -> bool:
         case "staging":
             return _STAGED_NAMES.issuperset(names)
         case _:
-            return "manifest.json" in names
+            return MANIFEST in names

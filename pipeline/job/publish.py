@@ -25,6 +25,18 @@ from pipeline.errors import UsageError
 MANIFEST = "manifest.json"
 """The file whose presence makes a folder a sealed set; it is written last."""
 
+SET_FILES = frozenset(
+    {
+        "dataset_dict.json",
+        "rejects.jsonl",
+        "examples.sha256",
+        "README.md",
+        "lengths.png",
+        "report.html",
+    }
+)
+"""Files beside the splits of a set, its manifest apart."""
+
 # Numbers of Linux: fcntl.h, fs.h, prctl.h.
 _AT_FDCWD, _RENAME_EXCHANGE, _PR_SET_PDEATHSIG = -100, 2, 1
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipeline.cli import main
 from pipeline.config import PrepareConfig
 from pipeline.hub.push import PushChoice, push_set
 from pipeline.job.prepare import prepare
+from tests.consumers.snippets import run_snippet
 from tests.hub_server import TOKEN, Hub, hub_of_this_process
 
 REPO = "team/logs"
@@ -92,16 +92,7 @@ def test_python_runs(snippets: list[tuple[str, str]], columns: str, tmp_path: Pa
     assert len(scripts) == (5 if columns == "full" else 4)
     ran: dict[str, Any] = {}
     for number, text in enumerate(scripts):
-        if "from trl" in text:
-            pytest.importorskip("trl", reason="trl is not installed: pip install trl==1.16.0")
-        script = tmp_path / f"snippet{number}.py"
-        script.write_text(text, encoding="utf-8")
-        names = runpy.run_path(str(script), run_name="__main__")
-        if "trainer" in names:
-            assert names["trainer"].state.global_step > 0
-        if "optimizer" in names:
-            assert names["optimizer"].state
-        ran |= names
+        ran |= run_snippet(text, tmp_path / f"snippet{number}.py")
     assert len(ran["rows"]) == ROWS
     assert ran["continuation"] == ran["continuation"][:] != []
 
@@ -112,8 +103,7 @@ def test_the_snippet_for_llama_factory_leaves_no_text(
     run_pull(snippets)
     if columns == "full":
         (text,) = [text for _, text in snippets if "-numbers" in text and "remove_columns" in text]
-        (tmp_path / "snippet.py").write_text(text, encoding="utf-8")
-        names = runpy.run_path(str(tmp_path / "snippet.py"))
+        names = run_snippet(text, tmp_path / "snippet.py")
         assert {"id", "reason", "flags"} <= set(names["text"])
         (written,) = re.findall(r'save_to_disk\("(.+)"\)', text)
         path = Path(written)

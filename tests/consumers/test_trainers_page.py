@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from datasets import load_from_disk
 
 from pipeline.cli import main
 from tests.conftest import ROOT
+from tests.consumers.snippets import run_snippet
 
 SNIPPETS: list[tuple[str, str]] = re.findall(
     r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / "trainers.md").read_text(), re.M | re.S
@@ -63,15 +63,7 @@ def test_the_sets_of_the_page_hold_every_line() -> None:
 
 @pytest.mark.parametrize("snippet", snippets_of("python"))
 def test_a_python_snippet_runs(snippet: str, tmp_path: Path) -> None:
-    if "from trl" in snippet:
-        pytest.importorskip("trl", reason="trl is not installed: pip install trl==1.16.0")
-    script = tmp_path / "snippet.py"
-    script.write_text(snippet, encoding="utf-8")
-    names = runpy.run_path(str(script), run_name="__main__")
-    if "trainer" in names:
-        assert names["trainer"].state.global_step > 0
-    if "optimizer" in names:
-        assert names["optimizer"].state
+    names = run_snippet(snippet, tmp_path / "snippet.py")
     if "rows" in names and "copied" in names:
         assert list(names["rows"]) == list(names["copied"])
     if "request" in names:

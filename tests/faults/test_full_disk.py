@@ -6,7 +6,6 @@ simulated errors show the same in ``test_resume.py`` and ``test_job.py``.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import PrepareConfig
-from tests.conftest import ROOT, write_lines
+from tests.conftest import asked_by_line, write_lines
 
 LINES = 300
 PLACES = ["mapping", "merging", "report"]
@@ -139,26 +138,12 @@ def run(disk: Path) -> Iterator[Run]:
     """
     if reason := why_no_mounts():
         pytest.skip(reason)
-    process = subprocess.Popen(
-        ["unshare", "-m", sys.executable, "-c", RUNNER, str(disk)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    stdin, stdout = process.stdin, process.stdout
-    assert stdin is not None
-    assert stdout is not None
+    with asked_by_line(["unshare", "-m", sys.executable, "-c", RUNNER, str(disk)]) as ask:
 
-    def order(config: PrepareConfig, old: Path, **order: Any) -> dict[str, Any]:
-        stdin.write(json.dumps({"config": config.to_dict(), "old": str(old), **order}) + "\n")
-        stdin.flush()
-        return json.loads(stdout.readline())
+        def order(config: PrepareConfig, old: Path, **order: Any) -> dict[str, Any]:
+            return ask({"config": config.to_dict(), "old": str(old), **order})
 
-    yield order
-    stdin.close()
-    process.wait(30)
-    stdout.close()
+        yield order
 
 
 def examples(answer: str) -> list[dict[str, Any]]:

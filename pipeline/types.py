@@ -56,6 +56,10 @@ FLAGS: Final = frozenset(
         "arguments_coerced",
         "normalised_by_tokenizer",
         "sampled_ids",
+        "opening_added",
+        "message_dropped",
+        "call_not_read_back",
+        "prompt_ids_differ",
     }
 )
 

@@ -6,60 +6,12 @@ import datasets
 import pytest
 
 from pipeline.types import (
-    FLAGS,
     IGNORE_LABEL,
     NUMERIC_COLUMNS,
-    REJECT_CODES,
     ROW_SCHEMA,
     Reject,
     row_features,
 )
-
-
-def test_reject_codes_are_a_closed_set() -> None:
-    assert {
-        "bad_json",
-        "not_an_object",
-        "bad_encoding",
-        "line_too_long",
-        "missing_field",
-        "wrong_type",
-        "ambiguous_shape",
-        "bad_decision_idx",
-        "empty_context",
-        "empty_continuation",
-        "lone_surrogate",
-        "duplicate_id",
-        "template_refused",
-        "server_refused",
-        "unsupported_content",
-        "no_end_of_turn",
-        "not_renderable",
-        "too_long",
-        "continuation_too_long",
-        "bad_ids",
-        "control_tokens",
-    } == REJECT_CODES
-
-
-def test_flags_are_a_closed_set() -> None:
-    assert {
-        "truncated",
-        "turns_dropped",
-        "turn_cut",
-        "raw_cut",
-        "continuation_cut",
-        "control_token_in_text",
-        "end_of_turn_in_text",
-        "double_bos",
-        "no_bos",
-        "prompt_not_prefix",
-        "think_closed",
-        "think_in_text",
-        "arguments_coerced",
-        "normalised_by_tokenizer",
-        "sampled_ids",
-    } == FLAGS
 
 
 def test_a_saved_row_has_these_columns_in_this_order() -> None:

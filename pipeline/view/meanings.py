@@ -60,6 +60,10 @@ FLAG_MEANINGS: Final = {
     "arguments_coerced": "Has tool arguments that the server replaced by {}: they are no JSON object.",
     "normalised_by_tokenizer": "Decodes to the normalised form of its text (NFC).",
     "sampled_ids": "Uses ids that the server returned, not ids encoded from text.",
+    "opening_added": "Got the opening that the template writes before a plain answer.",
+    "message_dropped": "Has a context message with text that the prompt does not show.",
+    "call_not_read_back": "Has a tool call that the server's own parser would not give back as it is.",
+    "prompt_ids_differ": "Has context ids that are not those of its messages rendered; the ids were kept.",
 }
 
 REJECT_REMEDIES: Final = {

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
+from pipeline.foreign_messages import check_message
 from pipeline.nulls import drop_message_nulls, drop_tool_nulls
 from pipeline.server import Message
 from pipeline.source.json_lines import parse_value
@@ -58,7 +59,10 @@ def read_json(value: Any, name: str) -> Any:
 
 
 def read_messages(value: Any, name: str) -> list[Message]:
-    """Return messages, without keys that are null (`pipeline.nulls`); at least one."""
+    """Return messages, without keys that are null (`pipeline.nulls`); at least one.
+
+    What a server would not see of a message is refused (`pipeline.foreign_messages`).
+    """
     if not isinstance(value, list):
         raise Rejected("wrong_type", f"{name}: expected a list of messages", value)
     messages: list[Message] = []
@@ -71,7 +75,9 @@ def read_messages(value: Any, name: str) -> list[Message]:
             # A server renders it as nothing; in a log it is a lost content.
             reason = "an empty list; expected text, parts, or null beside tool calls"
             raise Rejected("wrong_type", f"{name}[{index}].content: {reason}")
-        messages.append(drop_message_nulls(fields))
+        kept = drop_message_nulls(fields)
+        check_message(kept, f"{name}[{index}]")
+        messages.append(kept)
     if not messages:
         raise Rejected("empty_context", f"{name}: the list is empty; expected at least one message")
     return messages
@@ -107,7 +113,9 @@ def read_continuation(value: Any, name: str) -> str | Message:
         message = cast("Message", value)
         if message.get("role", "assistant") != "assistant":
             raise Rejected("wrong_type", f"{name}.role: expected assistant", message.get("role"))
-        return drop_message_nulls({"role": "assistant", **message})
+        kept = drop_message_nulls({"role": "assistant", **message})
+        check_message(kept, name)
+        return kept
     raise Rejected("wrong_type", f"{name}: expected text or an assistant message", value)
 
 

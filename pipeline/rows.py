@@ -169,7 +169,7 @@ class RowBuilder:
             if point.continuation_ids is not None:
                 ids = check_continuation_ids(
                     point.continuation_ids,
-                    point.continuation if isinstance(point.continuation, str) else "",
+                    point.continuation,
                     self.encoder,
                     self._end_ids(facts),
                     needs_end=self._settings.end_of_turn != "none",

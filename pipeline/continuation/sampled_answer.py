@@ -1,0 +1,64 @@
+"""Sampled ids against the answer beside them: another answer's ids must not become the row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Final
+
+from pipeline.continuation.marks import THINK_MARKS
+from pipeline.continuation.message import ReadMessage, read_message
+from pipeline.encode import Ids, TextEncoder
+from pipeline.server import Message
+from pipeline.shown import holds_text, read_call_values
+
+_THINK_CLOSES: Final = tuple(close for _, close in THINK_MARKS)
+
+
+def find_unsaid(continuation: Message, body: Ids, encoder: TextEncoder) -> str | None:
+    """Return a piece of a message that its sampled ids do not say, None where they say it all.
+
+    ``body`` are the ids without their end of turn. Content, reasoning, and names and arguments of
+    calls must be in their text, as templates spell them. Of a message without calls the content is
+    the end of the text, behind nothing but its thought or a mark (gpt-oss's channel header).
+    """
+    message = read_message(continuation)
+    decoded = encoder.decode(body)
+    for piece in (*message.texts, message.reasoning):
+        if piece and not _says(decoded, piece, encoder):
+            return piece
+    for value in read_call_values(message.calls):
+        if not any(_says(decoded, spelling, encoder) for spelling in _spell(value)):
+            return str(value)
+    return None if message.calls else _find_other_answer(message, decoded, encoder)
+
+
+def _says(decoded: str, piece: str, encoder: TextEncoder) -> bool:
+    return holds_text(decoded, piece) or holds_text(decoded, encoder.normalise(piece))
+
+
+def _spell(value: object) -> Iterator[str]:
+    """Yield the spellings of a value among the arguments of a call: JSON's, Python's, a schema's."""
+    if isinstance(value, str):
+        yield value
+        return
+    yield json.dumps(value)
+    yield repr(value)
+    if isinstance(value, float):
+        yield f"{value:g}"
+
+
+def _find_other_answer(message: ReadMessage, decoded: str, encoder: TextEncoder) -> str | None:
+    """Return the content of a message without calls whose ids say more than it and its thought."""
+    content = "".join(message.texts).strip()
+    shown = decoded.strip()
+    marks = (*_THINK_CLOSES, *encoder.added_tokens)
+    for spelling in {content, encoder.normalise(content)}:
+        before = shown.removesuffix(spelling).rstrip()
+        if shown.endswith(spelling) and (
+            not before
+            or before.endswith(marks)
+            or (message.reasoning and holds_text(before, message.reasoning))
+        ):
+            return None
+    return content

@@ -43,6 +43,8 @@ class _Reading:
     beginning: str = ""
     has_request: bool = False
     spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    ahead: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """The places behind the cursor that are taken, once a text was found before the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +163,19 @@ def _find_texts(
     """Return the first of ``texts`` that has no place in the prompt; move on behind those that have."""
     for index, text in enumerate(texts):
         at = _find_from(prompt, text, reading.cursor)
+        if at >= 0 and reading.ahead:
+            at = _find_free(prompt, text, at, reading.ahead)
         if at < 0:
             found = _find_spelling(prompt, text, message, reading)
             if found is None:
                 return text
             at, text = found
             texts[index] = text
-        reading.cursor = at + len(text)
-        reading.spans.append((at, reading.cursor))
+        end = at + len(text)
+        if at < reading.cursor:
+            reading.ahead = [span for span in reading.spans if span[1] > end]
+        reading.cursor = end
+        reading.spans.append((at, end))
     return None
 
 
@@ -185,20 +192,21 @@ def _find_spelling(
 ) -> tuple[int, str] | None:
     """Return the place and the spelling of a text that does not stand as it is behind the last one."""
     spellings = [*_spellings_of(text, str(message.get("role")))]
-    for spelling in spellings:
-        at = prompt.find(spelling, reading.cursor)
-        if at >= 0:
-            return at, spelling
-    # A template may move a message (Mistral's put the system text into the last user turn).
-    for spelling in spellings:
-        at = prompt.find(spelling)
-        while at >= 0 and any(
-            at < end and start < at + len(spelling) for start, end in reading.spans
-        ):
-            at = prompt.find(spelling, at + 1)
-        if at >= 0:
-            return at, spelling
+    for start, taken in ((reading.cursor, reading.ahead), (0, reading.spans)):
+        # First behind the last text; but a template may move a message (Mistral's write the system
+        # text into the last user turn).
+        for spelling in spellings:
+            at = _find_free(prompt, spelling, prompt.find(spelling, start), taken)
+            if at >= 0:
+                return at, spelling
     return (reading.cursor, "") if _holds_but_space(prompt, text, reading.cursor) else None
+
+
+def _find_free(prompt: str, text: str, at: int, taken: Sequence[tuple[int, int]]) -> int:
+    """Return the first place of ``text`` from ``at`` on, itself one, that no other text has."""
+    while at >= 0 and text and any(at < end and start < at + len(text) for start, end in taken):
+        at = prompt.find(text, at + 1)
+    return at
 
 
 def _find_calls(prompt: str, texts: list[str], start: int) -> str | None:

@@ -148,8 +148,6 @@ class ContextBuilder:
                 "a message's text holds a control token; control_tokens: flag lets it pass",
             )
         flags = prompt.flags + texts
-        if not is_raw:
-            flags += self._find_unshown(point, request, prompt.text)
         if (sampled := _sampled_context(point)) is not None:
             ids = check_context_ids(sampled, self._encoder.vocabulary_size)
             is_raw, flags = True, (*flags, "sampled_ids", *self._compare(point, request, ids))
@@ -157,6 +155,8 @@ class ContextBuilder:
             ids = np.array(prompt.ids, np.int32)
         elif is_raw and self._config.raw_context == "completions":
             ids = self._encode_completion_prompt(prompt.text)
+        if point.example.messages is not None:
+            flags += self._find_unshown(point, request, prompt.text)
         return Context(request, prompt, is_raw, flags + self._find_bos_flags(ids), ids)
 
     def _find_suspects(self, request: ChatRequest) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
 from typing import Final
 
 from pipeline.continuation.marks import THINK_MARKS
@@ -28,8 +28,11 @@ def find_unsaid(continuation: Message, body: Ids, encoder: TextEncoder) -> str |
         if piece and not _says(decoded, piece, encoder):
             return piece
     for value in read_call_values(message.calls):
-        if not any(_says(decoded, spelling, encoder) for spelling in _spell(value)):
-            return str(value)
+        if isinstance(value, str):
+            if not _says(decoded, value, encoder):
+                return value
+        elif not _spells(decoded, value):
+            return json.dumps(value)
     return None if message.calls else _find_other_answer(message, decoded, encoder)
 
 
@@ -37,15 +40,13 @@ def _says(decoded: str, piece: str, encoder: TextEncoder) -> bool:
     return holds_text(decoded, piece) or holds_text(decoded, encoder.normalise(piece))
 
 
-def _spell(value: object) -> Iterator[str]:
-    """Yield the spellings of a value among the arguments of a call: JSON's, Python's, a schema's."""
-    if isinstance(value, str):
-        yield value
-        return
-    yield json.dumps(value)
-    yield repr(value)
+def _spells(decoded: str, value: object) -> bool:
+    """Say whether a number, a truth value or null stands by itself, as JSON, Python or C write it."""
+    spellings = {json.dumps(value), repr(value)}
     if isinstance(value, float):
-        yield f"{value:g}"
+        spellings.add(f"{value:g}")
+    either = "|".join(map(re.escape, spellings))
+    return re.search(rf"(?<![\w.+-])(?:{either})(?![\w.])", decoded) is not None
 
 
 def _find_other_answer(message: ReadMessage, decoded: str, encoder: TextEncoder) -> str | None:

@@ -56,6 +56,12 @@ def check_continuation_ids(
             int(body[early[0]]),
         )
     decoded = encoder.decode(body)
+    if not decoded or decoded.isspace():
+        raise Rejected(
+            "empty_continuation",
+            "continuation_ids: nothing but white space; expected an answer",
+            decoded,
+        )
     if text and not {text, encoder.normalise(text)} & _spellings(checked, body, encoder):
         raise Rejected(
             "bad_ids",

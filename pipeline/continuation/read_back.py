@@ -51,18 +51,28 @@ def is_read_back(
         arguments = parse_arguments(function.get("arguments"))
         if any(not _leaf_survives(leaf, text, form) for leaf in leaves_of(arguments)):
             return False
-        if form.kind not in ("bare", "python") or not isinstance(arguments, Mapping):
+        if form.kind == "json" or not isinstance(arguments, Mapping):
             continue
         schema = schemas.get(str(function.get("name")), {})
         for key, value in cast("Mapping[str, Any]", arguments).items():
-            survives = (
-                _python_survives(key, value, text)
-                if form.kind == "python"
-                else _value_survives(value, schema.get(key), text, form)
-            )
-            if not survives:
+            if form.kind == "bare" and not _value_survives(value, schema.get(key), text, form):
+                return False
+            if form.kind == "python" and not _python_survives(key, value, text):
+                return False
+            if form.kind == "typed" and not _typed_survives(value, text, form.quote):
                 return False
     return True
+
+
+def _typed_survives(value: Any, text: str, quote: str) -> bool:
+    """Say whether a value of no text is spelt as JSON, outside the quotes of a text."""
+    if isinstance(value, str):
+        return True
+    if isinstance(value, dict | list):
+        items = cast("list[Any]", list(value.values()) if isinstance(value, dict) else value)
+        return all(_typed_survives(item, text, quote) for item in items)
+    spelt = json.dumps(value)
+    return spelt in text and not (quote and f"{quote}{spelt}{quote}" in text)
 
 
 def _leaf_survives(leaf: str, text: str, form: CallForm) -> bool:

@@ -74,7 +74,10 @@ class RowBuilder:
         )
         self.contexts = ContextBuilder(config, self.encoder, self.templates, self.dialect)
         self._settings = ContinuationSettings(
-            end_of_turn=config.end_of_turn, think=config.think, control_tokens=config.control_tokens
+            end_of_turn=config.end_of_turn,
+            think=config.think,
+            opening=config.opening,
+            control_tokens=config.control_tokens,
         )
         if (
             config.end_of_turn not in ("auto", "none")

@@ -59,6 +59,13 @@ def check_continuation_ids(
             f"continuation_ids[{early[0]}]: an end of turn before the last id",
             int(body[early[0]]),
         )
+    decoded = encoder.decode(body)
+    if not decoded or decoded.isspace():
+        raise Rejected(
+            "empty_continuation",
+            "continuation_ids: nothing but white space; expected an answer",
+            decoded,
+        )
     if isinstance(continuation, str):
         _check_text(continuation, checked, body, encoder)
     elif (missing := find_unsaid(continuation, body, encoder)) is not None:
@@ -66,7 +73,7 @@ def check_continuation_ids(
             "bad_ids",
             "continuation_ids: decode to another answer than the message beside them, which says "
             f"{excerpt_of(missing)}",
-            encoder.decode(body),
+            decoded,
         )
     return checked
 

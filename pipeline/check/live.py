@@ -80,7 +80,7 @@ def compare_with_server(
     if not chosen:
         nothing = f"{path}: none of its rows can be compared with a server"
         return Comparison(0, 0, skipped, [nothing])
-    examples = _read_examples(config, manifest["formats"], chosen)
+    examples = _read_examples(config, chosen)
     points = [_point_of(row, examples[row["source"]]) for row in chosen]
     differences = _find_differences(chosen, points, server, config)
     return Comparison(len(chosen), len(chosen) - len(differences), skipped, _report(differences))
@@ -189,13 +189,14 @@ def _choose_rows(path: str, count: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def _read_examples(
-    config: PrepareConfig, formats: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+    config: PrepareConfig, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, TrainingExample]:
     """Return the examples of ``rows`` by their ``file:line``, read from the input again."""
     ids = {row["source"]: row["id"] for row in rows}
+    files = {source.rpartition(":")[0] for source in ids}
     examples: dict[str, TrainingExample] = {}
     for file in find_files(expand_data_sets(config.input)):
-        if file.name not in formats or file.is_stream:
+        if file.name not in files or file.is_stream:
             continue
         for line in read_file(file):
             source = f"{file.name}:{line.line}"
@@ -203,7 +204,7 @@ def _read_examples(
                 # A line that is no example any more is missed below.
                 with suppress(Rejected):
                     values = parse_line(line.text)
-                    examples[source] = read_example(values, formats[file.name], source)
+                    examples[source] = read_example(values, config.format, source)
     gone = [
         source
         for source, id_ in ids.items()

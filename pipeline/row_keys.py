@@ -86,15 +86,21 @@ _MASKS: Final = (
     *("assistant_mask", "assistant_masks", "labels", "attention_mask"),
 )
 _SWITCHES: Final = ("train", "loss", "label", "kto_tag")
-_RECORDS: Final = ("request", "body", "choices", "history")
+_RECORDS: Final = ("request", "body", "extra_body")
+PROMPT_SWITCHES: Final[Mapping[str, Any]] = {
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "add_special_tokens": False,
+    "chat_template": None,
+    "truncate_prompt_tokens": None,
+}
+"""Request fields that change the prompt and have no place in an example, each with the value that
+changes nothing (vllm/entrypoints/openai/chat_completion/protocol.py)."""
 TOOL_NAMES: Final = ("tools", "functions", "tool_definitions")
 """Names under which rows keep the tools of their request."""
 OPTION_NAMES: Final = ("chat_template_kwargs", "enable_thinking", "thinking", "reasoning_effort")
 """Names of options that reach a chat template."""
-_REQUEST: Final = (
-    *("function_call", "documents", "add_generation_prompt", "continue_final_message"),
-    *("add_special_tokens", "chat_template", "truncate_prompt_tokens", "extra_body"),
-)
+_REQUEST: Final = (*("function_call", "documents", "choices", "history"),)
 _OWN: Final = ("weight", "memories", "reason", "conversation")
 _MEDIA: Final = ("images", "image", "videos", "video", "audios", "audio")
 _OUTCOMES: Final = (
@@ -106,7 +112,17 @@ _NAMES: Final = ("id", "custom_id")
 KNOWN_KEYS: Final = frozenset(
     {
         *(*_BETTER, *_ANSWERS, *_WORSE, *_ORIGINALS, *_PROMPTS, *_SYSTEMS, *_THOUGHTS, *_IDS),
-        *(*_MASKS, *_SWITCHES, *_RECORDS, *TOOL_NAMES, *OPTION_NAMES, *_REQUEST, *_OWN, *_MEDIA),
+        *(
+            *_MASKS,
+            *_SWITCHES,
+            *_RECORDS,
+            *PROMPT_SWITCHES,
+            *TOOL_NAMES,
+            *OPTION_NAMES,
+            *_REQUEST,
+            *_OWN,
+            *_MEDIA,
+        ),
         *(*_OUTCOMES, *_NAMES),
     }
 )
@@ -142,6 +158,10 @@ def settle_keys(row: TrackedRow, example: TrainingExample) -> frozenset[str]:
         for name in each.keys() - each.asked:
             value = dict.get(each, name)
             if value in _EMPTY:
+                continue
+            if name in _RECORDS and isinstance(value, dict):
+                # A request that nobody looked into: each of its keys counts by itself.
+                rows.append(TrackedRow(cast("dict[str, Any]", value), f"{each.path}{name}."))
                 continue
             said = said or _Said(example)
             _refuse_lost(each.path, name, value, said)
@@ -189,8 +209,12 @@ def _is_lost(name: str, value: Any, said: _Said) -> bool:
         return not all(text in said.texts for text in _leaves(value))
     if name == "function_call":
         return value not in ("auto", "none")
-    if name in ("request", "body", "choices"):
+    if name == "choices":
         return isinstance(value, dict) or is_list_of_objects(value)
+    if name in _RECORDS:
+        return is_list_of_objects(value)
+    if name in PROMPT_SWITCHES:
+        return value != PROMPT_SWITCHES[name]
     return True
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
 from pipeline.fields import read_id, read_json, read_kwargs, read_messages, read_tools
-from pipeline.row_keys import TOOL_NAMES, TrackedRow, is_list_of_objects
+from pipeline.row_keys import PROMPT_SWITCHES, TOOL_NAMES, TrackedRow, is_list_of_objects
 from pipeline.server import Message
 
 Row = TrackedRow
@@ -21,15 +21,6 @@ MEDIA_KEYS: Final = ("images", "image", "videos", "video", "audios", "audio")
 PREFERENCE_LABELS: Final = ("label", "kto_tag")
 """Unpaired preference (TRL, LLaMA-Factory): false says that the answer is the worse one."""
 
-# vllm/entrypoints/openai/chat_completion/protocol.py: request fields that change the prompt and
-# have no place in an example, each with the value that changes nothing.
-_PROMPT_SWITCHES: Final = {
-    "add_generation_prompt": True,
-    "continue_final_message": False,
-    "add_special_tokens": False,
-    "chat_template": None,
-    "truncate_prompt_tokens": None,
-}
 _OWN_NOTES: Final = ("reason", "memories", "weight", "conversation")
 _SYSTEMS: Final = ("system", "system_prompt", "system_message")
 # Where clients and proxies keep the request beside what they log of it (OpenAI's Python client,
@@ -70,7 +61,7 @@ def read_shared(row: Row, position: str, request: Row | None = None) -> dict[str
 
 def refuse_switches(request: Row) -> None:
     """Raise `Rejected` for a request whose prompt is another than its messages make."""
-    for name, harmless in _PROMPT_SWITCHES.items():
+    for name, harmless in PROMPT_SWITCHES.items():
         if name not in request:
             continue
         value = request.get(name)

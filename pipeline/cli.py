@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,6 +30,9 @@ from pipeline.seeing import (
     show_rows,
 )
 from pipeline.sharing import PullOptions, PushOptions, pull, push
+
+# Names of unread keys in the summary; manifest.json has them all.
+_KEYS_SHOWN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +120,22 @@ def run_prepare(args: Sequence[str]) -> int:
         + f"\n  {counts['tokens']['total']} tokens: {counts['tokens']['context']} context, "
         f"{counts['tokens']['continuation']} continuation; {counts['rows_shortened']} rows shortened"
         + "".join(f"\n    {flag}: {number}" for flag, number in counts["by_flag"].items())
+        + _describe_shapes(counts)
         + f"\n  digest {prepared.digest}"
     )
     return 0
+
+
+def _describe_shapes(counts: Mapping[str, Any]) -> str:
+    """Return the lines that say how rows were read, and which of their keys nobody read."""
+    formats = ", ".join(f"{name} {number}" for name, number in counts["by_format"].items())
+    unread = sorted(counts["unread_keys"].items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name} ({number})" for name, number in unread[:_KEYS_SHOWN])
+    rest = len(unread) - _KEYS_SHOWN
+    more = f" and {rest} more, all in manifest.json" if rest > 0 else ""
+    return f"\n  shapes of lines: {formats or 'none'}" + (
+        f"\n  keys that nobody reads (lines with them): {shown}{more}" if unread else ""
+    )
 
 
 def run_inspect(args: Sequence[str]) -> int:

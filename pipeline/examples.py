@@ -130,10 +130,22 @@ class TrainingExample:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingExample:
-        """Return the example of one JSON object; keys that are not ours are left alone.
+        """Return the example of one JSON object in our own shape, which must have an id.
 
         Keys of messages and tools that are null are left out (`pipeline.nulls`). Raises `Rejected`
-        with the code and the field where the object is not an example.
+        with the code and the field where the object is not an example, or says something that an
+        example would lose.
+        """
+        # The shapes make examples, so they are looked up when one is read.
+        from pipeline.formats import read_example
+
+        return read_example(values, "own", read_id(values))
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> TrainingExample:
+        """Return the example of checked and unchecked fields of our own, as the readers collect them.
+
+        ``system`` is text that goes first, unless a system message says it. Raises `Rejected`.
         """
         id_ = read_id(values)
         context, messages, weights = _read_context(values)
@@ -148,6 +160,7 @@ class TrainingExample:
             "conversation": read_text(values, "conversation") or id_,
             **answers.fields,
         }
+        system = _find_system(values.get("system"), context, messages)
         if messages is None:
             if values.get("decision_idx") is not None:
                 raise Rejected(
@@ -161,6 +174,8 @@ class TrainingExample:
         if says_nothing and not (answers.has_ids and is_prompt):
             decision_idx = find_last_assistant(messages, weights)
             continuation: str | Message = {"role": "assistant", **messages[decision_idx]}
+            if continuation == answers.fields.get("rejected"):
+                raise _same_answers(continuation)
         else:
             continuation = answers.expect_one()
             decision_idx = _read_decision_idx(values, messages)
@@ -169,12 +184,43 @@ class TrainingExample:
                 "empty_context", "decision_idx: 0 leaves no message as context; expected at least 1"
             )
         return cls(
-            messages=messages,
-            decision_idx=decision_idx,
+            messages=[*system, *messages],
+            decision_idx=len(system) + decision_idx,
             continuation=continuation,
-            message_weights=weights,
+            message_weights=weights and [*(1.0 for _ in system), *weights],
             **common,
         )
+
+
+def _find_system(text: Any, context: str | None, messages: list[Message] | None) -> list[Message]:
+    """Return the message that a system text beside the messages is; none where it is said already."""
+    if not text:
+        return []
+    if messages is None:
+        if isinstance(text, str) and text.strip() in (context or ""):
+            return []
+    else:
+        said = [each for each in messages if each.get("role") in ("system", "developer")]
+        if not said:
+            return [{"role": "system", "content": text}]
+        if any(each.get("content") == text for each in said):
+            return []
+    found = "the context is text or ids" if messages is None else "there is a system message"
+    raise Rejected(
+        "ambiguous_shape",
+        f"system: a text beside the context that it does not hold, and {found}; "
+        "expected the system text in one place",
+        text,
+    )
+
+
+def _same_answers(answer: object) -> Rejected:
+    return Rejected(
+        "ambiguous_shape",
+        "rejected: the same as the better continuation, so that neither is to be trained; "
+        "expected two answers, or one of them",
+        answer,
+    )
 
 
 def load_examples(path: str | Path) -> list[TrainingExample]:
@@ -293,18 +339,36 @@ def _read_answers(values: Mapping[str, Any]) -> _Answers:
     }
     if values.get("rejected") is not None:
         fields["rejected"] = read_continuation(values["rejected"], "rejected")
+    if values.get("continuations_ids") is not None and given != ["continuations"]:
+        raise Rejected(
+            "ambiguous_shape", "continuations_ids: ids of several answers; expected continuations"
+        )
     if not given:
         return _Answers(None, fields)
     if given[0] != "continuations":
-        return _Answers(read_continuation(values[given[0]], given[0]), fields)
+        answer = read_continuation(values[given[0]], given[0])
+        if "rejected" in fields and _as_text(answer) == _as_text(fields["rejected"]):
+            raise _same_answers(answer)
+        return _Answers(answer, fields)
     several = _read_several(values, "continuations", read_continuation)
+    if "rejected" in fields and _as_text(fields["rejected"]) in map(_as_text, several):
+        raise _same_answers(fields["rejected"])
     if values.get("continuations_ids") is not None:
+        if "continuation_ids" in fields:
+            raise Rejected("ambiguous_shape", "found both continuation_ids and continuations_ids")
         ids = _read_several(values, "continuations_ids", read_token_ids)
         if len(ids) != len(several):
             reason = f"continuations_ids: {len(ids)} lists for {len(several)} continuations"
             raise Rejected("bad_ids", f"{reason}; expected as many")
         fields["continuations_ids"] = ids
     return _Answers(several[0], {**fields, "continuations": several})
+
+
+def _as_text(answer: str | Message) -> object:
+    """Return the text of a plain answer in either form; any other as it is."""
+    if isinstance(answer, dict) and answer.keys() == {"role", "content"}:
+        return answer["content"]
+    return answer
 
 
 def _read_several(

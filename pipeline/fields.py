@@ -12,11 +12,29 @@ from typing import Any, Final, cast
 from pipeline.errors import Rejected
 from pipeline.foreign_messages import check_message
 from pipeline.nulls import drop_message_nulls, drop_tool_nulls
+from pipeline.row_outcomes import CUT_SHORT, refuse_outcome
 from pipeline.server import Message
 from pipeline.source.json_lines import parse_value
 
 _ID_LIMIT: Final = 2**31
 """Token ids are saved as int32."""
+
+_PLAIN_KEYS: Final = frozenset(
+    {
+        *("role", "content", "reasoning", "reasoning_content", "tool_calls", "tool_call_id"),
+        *("name", "weight"),
+    }
+)
+"""Keys of a message that are read by whoever renders it, or by `split_weights`."""
+SAYS_WEIGHT: Final = frozenset({"weight", "train", "loss", "finish_reason"})
+_LOST_IN_MESSAGES: Final = frozenset(
+    {
+        *("continuation", "continuations", "decision_idx", "chosen", "rejected", "better", "worse"),
+        *("token_ids", "prompt_token_ids", "continuation_ids", "completion_token_ids"),
+        *("loss_mask", "response_mask", "labels", "logprob_mask"),
+    }
+)
+"""Keys of a message that name another answer, its ids or what of it is trained."""
 
 
 def read_id(values: Mapping[str, Any]) -> str:
@@ -75,30 +93,85 @@ def read_messages(value: Any, name: str) -> list[Message]:
             # A server renders it as nothing; in a log it is a lost content.
             reason = "an empty list; expected text, parts, or null beside tool calls"
             raise Rejected("wrong_type", f"{name}[{index}].content: {reason}")
-        kept = drop_message_nulls(fields)
-        check_message(kept, f"{name}[{index}]")
-        messages.append(kept)
+        bare = drop_message_nulls(fields)
+        if not _PLAIN_KEYS.issuperset(bare) or bare.get("role") == "function":
+            _refuse_message_keys(bare, f"{name}[{index}]")
+        check_message(bare, f"{name}[{index}]")
+        messages.append(bare)
     if not messages:
         raise Rejected("empty_context", f"{name}: the list is empty; expected at least one message")
     return messages
 
 
-def split_weights(messages: list[Message], name: str) -> tuple[list[Message], list[float] | None]:
-    """Return the messages without their ``weight``, and the weights where one leaves out a turn.
+def _refuse_message_keys(message: Message, where: str) -> None:
+    """Raise `Rejected` for a key by which a message says more than its text, and nobody would hear it.
 
-    OpenAI's fine-tuning guide: an assistant message of weight 0 is context, never trained.
+    The old form of ``tool_calls`` is left out of the prompt by servers without a word; an answer
+    that was begun for the model (Mistral's ``prefix``, DeepSeek's and Moonshot's too, Qwen's
+    ``partial``) is no turn that it ended; ids, masks and other answers of one message have no place
+    in an example.
     """
-    if not any("weight" in message for message in messages):
+    if message.get("function_call") or message.get("role") == "function":
+        raise Rejected(
+            "wrong_type",
+            f"{where}: a function_call, the old form of tool_calls; "
+            "expected tool_calls, and results in messages of role tool",
+            message,
+        )
+    for key in ("prefix", "partial"):
+        if message.get(key) and message.get("role") == "assistant":
+            raise Rejected(
+                "no_end_of_turn",
+                f"{where}.{key}: the beginning of an answer, no turn that the model ended; expected "
+                "the whole answer as one message, or the prompt as text with its ids",
+                message.get("content"),
+            )
+    for key in _LOST_IN_MESSAGES & message.keys():
+        if message[key] not in ("", [], {}):
+            raise Rejected(
+                "ambiguous_shape",
+                f"{where}.{key}: a message cannot say this; expected it as a key of the row "
+                "(docs/formats.md), or without it",
+                message[key],
+            )
+
+
+def split_weights(messages: list[Message], name: str) -> tuple[list[Message], list[float] | None]:
+    """Return the messages without what says of them whether they are trained, and the weights.
+
+    None where no turn is left out. ``weight: 0`` (OpenAI's fine-tuning guide: an assistant message
+    of weight 0 is context, never trained), ``train: false`` (axolotl), ``loss: false`` (ms-swift),
+    and a ``finish_reason`` that is not the model's own end mean the same.
+    """
+    if all(SAYS_WEIGHT.isdisjoint(message) for message in messages):
         return messages, None
     weights = [1.0] * len(messages)
+    bare: list[Message] = []
     for index, message in enumerate(messages):
-        weight = message.get("weight", 1)
-        if type(weight) not in (int, float) or weight not in (0, 1):
-            raise Rejected("wrong_type", f"{name}[{index}].weight: expected 0 or 1", weight)
+        said = SAYS_WEIGHT & message.keys()
+        if not said:
+            bare.append(message)
+            continue
+        weight = min(_read_weight_of(message, key, f"{name}[{index}]") for key in sorted(said))
         if message.get("role") == "assistant":
-            weights[index] = float(weight)
-    bare = [{key: message[key] for key in message if key != "weight"} for message in messages]
+            weights[index] = weight
+        bare.append({key: value for key, value in message.items() if key not in said})
     return bare, weights if 0.0 in weights else None
+
+
+def _read_weight_of(message: Message, key: str, where: str) -> float:
+    """Return 0.0 where ``key`` takes the message out of what is trained, else 1.0."""
+    value = message[key]
+    if key == "finish_reason":
+        return 0.0 if isinstance(value, str) and value in CUT_SHORT else 1.0
+    is_number = type(value) in (int, float) or (type(value) is bool and key != "weight")
+    if not is_number or value not in (0, 1):
+        if key == "loss" and type(value) is float:
+            # What a trainer measured, not what it is to do.
+            return 1.0
+        expected = "0 or 1" if key == "weight" else "true or false"
+        raise Rejected("wrong_type", f"{where}.{key}: expected {expected}", value)
+    return float(value)
 
 
 def read_continuation(value: Any, name: str) -> str | Message:
@@ -113,9 +186,14 @@ def read_continuation(value: Any, name: str) -> str | Message:
         message = cast("Message", value)
         if message.get("role", "assistant") != "assistant":
             raise Rejected("wrong_type", f"{name}.role: expected assistant", message.get("role"))
-        kept = drop_message_nulls({"role": "assistant", **message})
-        check_message(kept, name)
-        return kept
+        bare = drop_message_nulls({"role": "assistant", **message})
+        if not _PLAIN_KEYS.issuperset(bare):
+            _refuse_message_keys(bare, name)
+            for key in ("finish_reason", "stop_reason"):
+                if key in bare:
+                    refuse_outcome(f"{name}.{key}", key, bare.pop(key))
+        check_message(bare, name)
+        return bare
     raise Rejected("wrong_type", f"{name}: expected text or an assistant message", value)
 
 

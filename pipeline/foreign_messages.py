@@ -120,13 +120,6 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
                 _check_part(cast("Mapping[str, Any]", part), f"{where}.content[{index}]")
     if message.keys() <= _COMMON_KEYS:
         return
-    if message.get("function_call") is not None:
-        raise Rejected(
-            "wrong_type",
-            f"{where}: a function_call, the old form of tool_calls; "
-            "expected tool_calls, and results in messages of role tool",
-            message,
-        )
     calls = message.get("tool_calls")
     foreign = sorted(key for key in _FOREIGN_CALLS & message.keys() if _says(message[key]))
     if foreign and not calls:

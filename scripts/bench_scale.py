@@ -35,7 +35,6 @@ from pipeline.scale.plan_file import JobPlan
 from pipeline.seal import complete_seal, make_seal
 from pipeline.source import plan as planning
 from pipeline.source.files import SourceFile
-from pipeline.source.line_formats import name_formats
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCE = "The quick brown fox jumps over the lazy dog, and then it does so again. "
@@ -108,14 +107,13 @@ def measure_merge(folder: Path, number: int, *, report: bool) -> Steps:
     with steps.timed("plan the input"):
         source = planning.plan_shards(files)
     builder = build.load_builder(config, files)
-    formats = name_formats(files, "auto")
     seal = complete_seal(make_seal(config, source.sha256), builder.encoder, builder.templates)
     work = target.open_work("bench")
     with steps.timed("write plan.json"):
-        plan_path = plan_tasks(config, source, formats, seal).write(work)
+        plan_path = plan_tasks(config, source, seal).write(work)
     with steps.timed("read plan.json"):
         JobPlan.read(plan_path)
-    mapper = RowMapper(config, formats, builder)
+    mapper = RowMapper(config, builder)
     build.settle_mapper(mapper, source.shards[0])
     with steps.timed("make the shards"):
         for _ in build.encode_shards(config, source.shards, mapper, work):

@@ -84,4 +84,7 @@ def test_what_a_manifest_counts() -> None:
         "rows_shortened": 1,
         "tokens": {"total": 18, "context": 10, "continuation": 8, "dropped": 3},
         "dropped_messages": 2,
+        "by_format": {},
+        "unread_keys": {},
+        "other_unread_keys": 0,
     }

@@ -304,7 +304,6 @@ def test_beside_the_rows_stand_manifest_rejects_and_card(quickstart_set: Path) -
         "seal",
         "counts",
         "config",
-        "formats",
         "shards",
         "files",
         "sha256",

@@ -26,7 +26,6 @@ from pipeline.job.shard_record import ShardRecord
 from pipeline.row_table import sum_digests
 from pipeline.rows import RowBuilder
 from pipeline.source.files import SourceFile
-from pipeline.source.line_formats import name_formats
 from pipeline.source.plan import plan_shards
 from pipeline.types import Reject
 from tests.conftest import shards_of, write_lines
@@ -78,7 +77,7 @@ def shards(
     path = write_lines(tmp_path / "in.jsonl", rows)
     config = make_config(path, decisions="all", validation_fraction=0.5)
     files = [SourceFile(path, "in.jsonl")]
-    mapper = RowMapper(config, name_formats(files, "auto"), RowBuilder(config))
+    mapper = RowMapper(config, RowBuilder(config))
     folder = tmp_path / "shards"
     folder.mkdir()
     with shards_of(600):

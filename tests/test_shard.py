@@ -28,7 +28,6 @@ from pipeline.job.shard_record import ShardRecord, marker_path, read_finished
 from pipeline.row_table import sum_digests
 from pipeline.rows import RowBuilder
 from pipeline.source.files import SourceFile
-from pipeline.source.line_formats import name_formats
 from pipeline.source.plan import SourceShard, plan_shards, whole_piece
 from pipeline.source.tables import open_table
 from pipeline.types import NUMERIC_COLUMNS
@@ -71,7 +70,7 @@ def make_job(tmp_path: Path, make_config: Callable[..., PrepareConfig]) -> Calla
         files = [SourceFile(path, "in.jsonl")]
         with shards_of(shard_bytes):
             plan = plan_shards(files)
-        mapper = RowMapper(config, name_formats(files, "auto"), RowBuilder(config))
+        mapper = RowMapper(config, RowBuilder(config))
         folder = tmp_path / "shards"
         folder.mkdir(exist_ok=True)
         return Job(plan.shards, mapper, config, folder)

@@ -78,7 +78,7 @@ def compare_with_server(
     config = restore_config(manifest, trust_remote_code=trust_remote_code)
     server = LiveServer(url)
     whole, skipped = _choose_rows(path, rows)
-    examples = _read_examples(config, manifest["formats"], whole) if whole else {}
+    examples = _read_examples(config, whole) if whole else {}
     chosen = [row for row in whole if _says_its_prompt(examples[row["source"]])]
     skipped += len(whole) - len(chosen)
     if not chosen:
@@ -196,13 +196,14 @@ def _says_its_prompt(example: TrainingExample) -> bool:
 
 
 def _read_examples(
-    config: PrepareConfig, formats: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+    config: PrepareConfig, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, TrainingExample]:
     """Return the examples of ``rows`` by their ``file:line``, read from the input again."""
     ids = {row["source"]: row["id"] for row in rows}
+    files = {source.rpartition(":")[0] for source in ids}
     examples: dict[str, TrainingExample] = {}
     for file in find_files(expand_data_sets(config.input)):
-        if file.name not in formats or file.is_stream:
+        if file.name not in files or file.is_stream:
             continue
         for line in read_file(file):
             source = f"{file.name}:{line.line}"
@@ -210,7 +211,7 @@ def _read_examples(
                 # A line that is no example any more is missed below.
                 with suppress(Rejected):
                     values = parse_line(line.text)
-                    examples[source] = read_example(values, formats[file.name], source)
+                    examples[source] = read_example(values, config.format, source)
     gone = [
         source
         for source, id_ in ids.items()

@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from pipeline.continuation.marks import THINK_MARKS
-from pipeline.continuation.message import ReadMessage, read_message
+from pipeline.continuation.pieces import ReadMessage, read_message
 from pipeline.encode import Ids, TextEncoder
 from pipeline.server import Message
 from pipeline.shown import holds_text, read_call_values
@@ -45,6 +45,9 @@ def _spells(decoded: str, value: object) -> bool:
     spellings = {json.dumps(value), repr(value)}
     if isinstance(value, float):
         spellings.add(f"{value:g}")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        # Parsers write a whole number for one that the schema calls an integer.
+        spellings.add(f"{value}.0")
     either = "|".join(map(re.escape, spellings))
     return re.search(rf"(?<![\w.+-])(?:{either})(?![\w.])", decoded) is not None
 

@@ -7,23 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from pipeline.errors import Rejected, UsageError
 from pipeline.examples import TrainingExample
-from pipeline.formats.llama_factory import (
-    ALPACA_KEYS,
-    SHAREGPT_KEYS,
-    read_alpaca,
-    read_sharegpt,
-)
-from pipeline.formats.openai import CHAT_KEYS, LOG_KEYS, read_call, read_openai
-from pipeline.formats.own import OWN_KEYS, PAIR_KEYS, read_own, read_pair
+from pipeline.formats.llama_factory import read_alpaca, read_sharegpt
+from pipeline.formats.openai import read_call, read_openai
+from pipeline.formats.own import read_own, read_pair
 from pipeline.formats.row import Row
-from pipeline.formats.trl import TRL_KEYS, read_trl
+from pipeline.formats.trl import read_trl
+from pipeline.row_keys import KNOWN_KEYS, settle_keys
 
-__all__ = ["FORMATS", "KNOWN_KEYS", "Format", "Sign", "read_example", "recognise_format"]
+__all__ = [
+    "FORMATS",
+    "KNOWN_KEYS",
+    "Format",
+    "ReadRow",
+    "Sign",
+    "check_format",
+    "read_example",
+    "read_row",
+    "recognise_format",
+]
 
 
 class Sign(NamedTuple):
@@ -39,11 +46,10 @@ class Sign(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One shape of rows: its name, the signs that tell it, every key it reads, and its reader."""
+    """One shape of rows: its name, the signs that tell it, and its reader."""
 
     name: str
     signs: tuple[Sign, ...]
-    keys: frozenset[str]
     read: Callable[[Row, str], TrainingExample]
 
 
@@ -80,44 +86,44 @@ _OWN_SIGNS = (
 
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
     {
-        name: Format(name, signs, frozenset(keys), read)
-        for name, signs, keys, read in (
-            ("own", _OWN_SIGNS, OWN_KEYS, read_own),
-            ("pairs", _signs("better"), PAIR_KEYS, read_pair),
-            (
-                "openai",
-                _signs("messages", lacks=_ANSWERS | _CALLS | {"id"}),
-                CHAT_KEYS,
-                read_openai,
-            ),
+        name: Format(name, signs, read)
+        for name, signs, read in (
+            ("own", _OWN_SIGNS, read_own),
+            ("pairs", _signs("better"), read_pair),
+            ("openai", _signs("messages", lacks=_ANSWERS | _CALLS | {"id"}), read_openai),
             (
                 "openai_log",
                 _signs("choices", "request response", "body response", "messages response")
-                + _signs("custom_id response", "custom_id error"),
-                LOG_KEYS,
+                + _signs("custom_id response", "custom_id error")
+                + _signs("prompt response", lacks=_ANSWERS | {"completion", "rejected"}),
                 read_call,
             ),
             (
                 "trl",
                 _signs("prompt completion", "prompt chosen rejected")
                 + _signs("chosen rejected", lacks=_CONTEXTS),
-                TRL_KEYS,
                 read_trl,
             ),
-            ("sharegpt", _signs("conversations"), SHAREGPT_KEYS, read_sharegpt),
-            (
-                "alpaca",
-                _signs("instruction output", "instruction chosen"),
-                ALPACA_KEYS,
-                read_alpaca,
-            ),
+            ("sharegpt", _signs("conversations"), read_sharegpt),
+            ("alpaca", _signs("instruction output", "instruction chosen"), read_alpaca),
         )
     }
 )
 """The shapes by the name that ``format:`` gives them (``docs/formats.md`` has a line of each)."""
 
-KNOWN_KEYS: Final = frozenset[str]().union(*(each.keys for each in FORMATS.values()))
-"""Every key that some shape reads: the columns that are worth reading from a table."""
+
+class ReadRow(NamedTuple):
+    """A row read: its example, the name of its shape, and the names of keys that nobody read."""
+
+    example: TrainingExample
+    format: str
+    unread: frozenset[str]
+
+
+def check_format(format: str) -> None:
+    """Raise `UsageError` for a setting that is neither ``auto`` nor the name of a shape."""
+    if format != "auto" and format not in FORMATS:
+        raise UsageError(f"format: found {format!r}; expected auto or one of {', '.join(FORMATS)}")
 
 
 def recognise_format(values: Mapping[str, Any]) -> str:
@@ -128,16 +134,16 @@ def recognise_format(values: Mapping[str, Any]) -> str:
     >>> recognise_format({"instruction": "Add.", "input": "2 3", "output": "5"})
     'alpaca'
     """
-    keys = frozenset(key for key, value in values.items() if value is not None)
-    fits = {
-        name: next((sign for sign in each.signs if sign.is_shown_by(keys)), None)
-        for name, each in FORMATS.items()
-    }
-    found = {name: ", ".join(sorted(sign.has)) for name, sign in fits.items() if sign is not None}
-    if len(found) == 1:
-        return next(iter(found))
-    if found:
-        shapes = " and ".join(f"{name} ({shown})" for name, shown in found.items())
+    keys = KNOWN_KEYS.intersection(values)
+    for key in keys:
+        if values[key] is None:
+            keys = frozenset(key for key in keys if values[key] is not None)
+            break
+    name = _name_format(keys)
+    if isinstance(name, str):
+        return name
+    if name:
+        shapes = " and ".join(f"{each} ({shown})" for each, shown in name)
         raise Rejected(
             "ambiguous_shape", f"the keys fit {shapes}; say which with format:", sorted(keys)
         )
@@ -147,17 +153,36 @@ def recognise_format(values: Mapping[str, Any]) -> str:
     raise Rejected(
         "missing_field",
         f"the keys fit no shape; expected those of one of {expected}; see docs/formats.md",
-        sorted(keys),
+        sorted(key for key, value in values.items() if value is not None),
     )
 
 
-def read_example(values: Mapping[str, Any], format: str, position: str) -> TrainingExample:
-    """Return the example of one row of the shape ``format`` (a key of `FORMATS`).
+# Rows of one file have few sets of keys, and this is asked of each row.
+@lru_cache(maxsize=1024)
+def _name_format(keys: frozenset[str]) -> str | tuple[tuple[str, str], ...]:
+    """Return the one shape that these keys show, or each that they show with its sign."""
+    fits = {
+        name: next((sign for sign in each.signs if sign.is_shown_by(keys)), None)
+        for name, each in FORMATS.items()
+    }
+    found = {name: ", ".join(sorted(sign.has)) for name, sign in fits.items() if sign is not None}
+    return next(iter(found)) if len(found) == 1 else tuple(found.items())
 
-    ``position`` (``file:line``) is its id where the shape has none. Keys that the shape does not
-    know are left alone. Raises `Rejected` with the code and the row's own name of the field, and
-    `UsageError` for an unknown format.
+
+def read_row(values: Mapping[str, Any], format: str, position: str) -> ReadRow:
+    """Return the example of one row, and what of the row it leaves out.
+
+    ``format`` is ``auto`` or a key of `FORMATS`; ``position`` (``file:line``) is the id of a row that
+    has none. Raises `Rejected` with the code and the row's own name of the field: also for a key that
+    any shape knows and this reading would lose; `UsageError` for an unknown format.
     """
-    if format not in FORMATS:
-        raise UsageError(f"format: found {format!r}; expected auto or one of {', '.join(FORMATS)}")
-    return FORMATS[format].read(values, position)
+    check_format(format)
+    name = recognise_format(values) if format == "auto" else format
+    row = Row(values)
+    example = FORMATS[name].read(row, position)
+    return ReadRow(example, name, settle_keys(row, example))
+
+
+def read_example(values: Mapping[str, Any], format: str, position: str) -> TrainingExample:
+    """Return the example of one row; see `read_row`."""
+    return read_row(values, format, position).example

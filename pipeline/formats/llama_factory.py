@@ -6,23 +6,16 @@ from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
-from pipeline.fields import read_json, read_text
+from pipeline.fields import SAYS_WEIGHT, read_json, read_text
 from pipeline.formats.row import (
-    MEDIA_KEYS,
-    PREFERENCE_LABELS,
     Row,
     read_function_tools,
-    read_name,
-    refuse_media,
-    refuse_worse,
+    read_shared,
+    refuse_switches,
     require,
     require_text,
 )
 from pipeline.server import Message
-
-_SHARED_KEYS = ("id", "system", "tools", "chosen", "rejected", *PREFERENCE_LABELS, *MEDIA_KEYS)
-SHAREGPT_KEYS: Final = ("conversations", *_SHARED_KEYS)
-ALPACA_KEYS: Final = ("instruction", "input", "output", "history", *_SHARED_KEYS)
 
 _ROLES: Final = {
     "human": "user",
@@ -44,30 +37,23 @@ def read_sharegpt(row: Row, position: str) -> TrainingExample:
     0 takes it out as in OpenAI's files. Sources: ShareGPT's exports; LLaMA-Factory,
     ``data/README.md``, "Sharegpt Format".
     """
-    refuse_media(row)
-    refuse_worse(row)
+    values = _read_shared(row, position)
     turns = require(row, "conversations", "a list of turns")
     if not isinstance(turns, list) or not turns:
         raise Rejected("wrong_type", "conversations: expected a list of turns", turns)
     messages = [
-        _read_turn(turn, f"conversations[{index}]")
+        _read_turn(turn, f"conversations[{index}]", row)
         for index, turn in enumerate(cast("list[Any]", turns))
     ]
-    if messages[0]["role"] != "system":
-        messages = [*_system_messages(row), *messages]
-    values: dict[str, Any] = {
-        "id": read_name(row, position),
-        "tools": read_function_tools(row.get("tools")),
-    }
     if row.get("chosen") is None and row.get("rejected") is None:
         if not any(message["role"] == "assistant" for message in messages):
             raise Rejected("missing_field", "conversations: no turn is the model's; expected gpt")
-        return TrainingExample.from_dict({**values, "messages": messages})
+        return TrainingExample.from_fields({**values, "messages": messages})
     expected = "the better and the worse turn of a pair"
     better, worse = (
-        _read_model_turn(require(row, name, expected), name) for name in ("chosen", "rejected")
+        _read_model_turn(require(row, name, expected), name, row) for name in ("chosen", "rejected")
     )
-    return TrainingExample.from_dict(
+    return TrainingExample.from_fields(
         {**values, "context": messages, "continuation": better, "rejected": worse}
     )
 
@@ -80,26 +66,20 @@ def read_alpaca(row: Row, position: str) -> TrainingExample:
     too, as LLaMA-Factory trains on them. Sources: Stanford Alpaca, ``README.md``, "Data Release";
     LLaMA-Factory, ``data/README.md``, "Alpaca Format".
     """
-    refuse_media(row)
-    refuse_worse(row)
+    values = _read_shared(row, position)
     question = [require_text(row, "instruction", "the user's request"), read_text(row, "input")]
     messages = [
-        *_system_messages(row),
         *_read_history(row.get("history")),
         {"role": "user", "content": "\n".join(part for part in question if part)},
     ]
-    values: dict[str, Any] = {
-        "id": read_name(row, position),
-        "tools": read_function_tools(row.get("tools")),
-    }
     if row.get("chosen") is not None or row.get("rejected") is not None:
         better, worse = _read_answer(row, "chosen"), _read_answer(row, "rejected")
-        return TrainingExample.from_dict(
+        return TrainingExample.from_fields(
             {**values, "context": messages, "continuation": better, "rejected": worse}
         )
     output = _read_answer(row, "output")
     answer = {"role": "assistant", "content": output}
-    return TrainingExample.from_dict(
+    return TrainingExample.from_fields(
         {
             **values,
             "messages": [*messages, answer],
@@ -109,12 +89,14 @@ def read_alpaca(row: Row, position: str) -> TrainingExample:
     )
 
 
-def _system_messages(row: Row) -> list[Message]:
-    system = read_text(row, "system")
-    return [{"role": "system", "content": system}] if system else []
+def _read_shared(row: Row, position: str) -> dict[str, Any]:
+    """Return what every shape says alike; here tools are bare functions."""
+    values = read_shared(row, position)
+    refuse_switches(row)
+    return {**values, "tools": read_function_tools(values["tools"])}
 
 
-def _read_turn(turn: Any, name: str) -> Message:
+def _read_turn(turn: Any, name: str, row: Row) -> Message:
     """Return a turn as a message."""
     if not isinstance(turn, dict):
         raise Rejected("wrong_type", f"{name}: expected an object with from and value", turn)
@@ -130,11 +112,14 @@ def _read_turn(turn: Any, name: str) -> Message:
     message: Message = {"role": _ROLES[speaker], "content": value}
     if speaker == "function_call":
         message |= {"content": "", "tool_calls": _read_calls(value, f"{name}.value")}
-    return message | {key: fields[key] for key in ("weight",) if fields.get(key) is not None}
+    more = {key: fields[key] for key in fields.keys() & SAYS_WEIGHT if fields[key] is not None}
+    left = (key for key in fields if key not in ("from", "value") and key not in more)
+    row.note("conversations.", (key for key in left if fields[key]))
+    return message | more
 
 
-def _read_model_turn(turn: Any, name: str) -> Message:
-    message = _read_turn(turn, name)
+def _read_model_turn(turn: Any, name: str, row: Row) -> Message:
+    message = _read_turn(turn, name, row)
     if message["role"] != "assistant":
         raise Rejected("wrong_type", f"{name}.from: expected a turn of the model", turn)
     return message

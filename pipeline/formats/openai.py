@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
-from pipeline.fields import read_kwargs, read_token_ids
+from pipeline.fields import read_token_ids
 from pipeline.formats.row import (
-    MEDIA_KEYS,
     Row,
+    is_list_of_objects,
     read_chat,
     read_name,
-    refuse_media,
+    read_shared,
+    refuse_switches,
     require,
     require_text,
 )
+from pipeline.row_outcomes import refuse_outcome
 from pipeline.server import Message
-
-CHAT_KEYS: Final = ("id", "messages", "tools", "chat_template_kwargs", *MEDIA_KEYS)
-LOG_KEYS: Final = (
-    "id",
-    "custom_id",
-    "request",
-    "body",
-    "messages",
-    "prompt",
-    "tools",
-    "chat_template_kwargs",
-    "response",
-    "choices",
-    "error",
-    "prompt_token_ids",
-    "reasoning_effort",
-    "documents",
-    "add_generation_prompt",
-    "continue_final_message",
-    "add_special_tokens",
-    "chat_template",
-    "truncate_prompt_tokens",
-)
 
 # Fields of an answer that belong in the next prompt; the rest is the server's bookkeeping.
 _ANSWER_KEYS = ("role", "content", "reasoning", "reasoning_content", "tool_calls")
-# The answer ended before the model ended its turn (vLLM 0.33.0, vllm/v1/engine: FinishReason).
-_CUT_SHORT = frozenset({"length", "content_filter", "abort", "error"})
-# vllm/entrypoints/openai/chat_completion/protocol.py: request fields that change the prompt and
-# have no place in an example, each with the value that changes nothing.
-_PROMPT_SWITCHES: Final = {
-    "add_generation_prompt": True,
-    "continue_final_message": False,
-    "add_special_tokens": False,
-    "chat_template": None,
-    "truncate_prompt_tokens": None,
-}
 
 
 def read_openai(row: Row, position: str) -> TrainingExample:
@@ -63,14 +31,10 @@ def read_openai(row: Row, position: str) -> TrainingExample:
     never reaches a template. Source: OpenAI's supervised fine-tuning guide, "chat format" and
     "multi-turn examples".
     """
-    refuse_media(row)
-    return TrainingExample.from_dict(
-        {
-            "id": read_name(row, position),
-            "messages": read_chat(require(row, "messages", "a list of messages"), "messages"),
-            "tools": row.get("tools"),
-            "chat_template_kwargs": row.get("chat_template_kwargs"),
-        }
+    values = read_shared(row, position)
+    refuse_switches(row)
+    return TrainingExample.from_fields(
+        {**values, "messages": require(row, "messages", "a list of messages")}
     )
 
 
@@ -90,82 +54,123 @@ def read_call(row: Row, position: str) -> TrainingExample:
     """
     answer = _find_answer(row)
     request = _find_request(row)
-    choices = _read_choices(answer)
+    choices = _read_choices(answer, row)
     prompt_ids = answer.get("prompt_token_ids") or choices[0].get("prompt_token_ids")
     values: dict[str, Any] = {
-        "id": read_name({"id": row.get("custom_id") or row.get("id")}, position),
-        "tools": request.get("tools"),
-        "chat_template_kwargs": _read_template_kwargs(request),
-        **_read_answers(choices),
+        **read_shared(row, position, request),
+        "id": read_name(Row({"id": row.get("custom_id") or row.get("id")}), position),
+        **_read_answers(choices, row),
     }
     if prompt_ids is not None:
         values["context_ids"] = read_token_ids(prompt_ids, "prompt_token_ids")
     else:
-        _refuse_switches(request)
+        refuse_switches(request)
+        for body in (request.peek("extra_body"), row.peek("extra_body")):
+            if isinstance(body, dict):
+                refuse_switches(Row(cast("dict[str, Any]", body), "extra_body."))
     if request.get("messages") is not None:
         # Under this name all of them are context, whoever spoke last.
         values["context"] = read_chat(request["messages"], "request.messages")
+    elif isinstance(request["prompt"], list) and is_list_of_objects(request["prompt"]):
+        values["context"] = read_chat(request["prompt"], "request.prompt")
     elif isinstance(request["prompt"], list):
         values.setdefault("context_ids", read_token_ids(request["prompt"], "request.prompt"))
     else:
         values["context"] = require_text(request, "prompt", "the text of the prompt")
-    return TrainingExample.from_dict(values)
+    return TrainingExample.from_fields(values)
 
 
-def _find_answer(row: Row) -> dict[str, Any]:
+def _find_answer(row: Row) -> Row:
     """Return the object that holds ``choices``."""
-    response = _object_or_none(row, "response")
-    status = None if response is None else response.get("status_code")
-    if row.get("error") is not None or status not in (None, 200):
-        found = row.get("error") or status
-        raise Rejected("missing_field", "response: the call failed, so there is no answer", found)
+    _refuse_failure(row)
+    text = row.peek("response")
+    if isinstance(text, str) and text:
+        _refuse_answered(row, text)
+        return row.part({"choices": [{"text": row["response"]}]}, "response.")
+    response = _object_or_none(row, "response", row)
     if response is None:
-        return dict(row)
-    return _object_or_none(response, "body") or response
+        return row
+    _refuse_failure(response)
+    body = _object_or_none(response, "body", row)
+    if body is not None:
+        _refuse_failure(body)
+    return response if body is None else body
 
 
-def _find_request(row: Row) -> dict[str, Any]:
+def _refuse_answered(row: Row, answer: str) -> None:
+    """Raise `Rejected` where a text stands beside messages that end with an answer already."""
+    messages = row.peek("messages")
+    last: Any = messages[-1] if is_list_of_objects(messages) else {}
+    if last.get("role") == "assistant":
+        raise Rejected(
+            "ambiguous_shape",
+            "response: the messages end with an answer already; expected decision_idx and "
+            "continuation where it replaces that, or messages that stop at the prompt",
+            answer,
+        )
+
+
+def _refuse_failure(answer: Row) -> None:
+    """Raise `Rejected` where a call, or the server that answered it, says that it failed."""
+    for name in ("error", "status", "status_code"):
+        value = answer.get(name)
+        if value is not None:
+            refuse_outcome("response", name, value)
+
+
+def _find_request(row: Row) -> Row:
     """Return the object that holds ``messages`` or ``prompt``."""
-    request = _object_or_none(row, "request") or dict(row)
-    request = _object_or_none(request, "body") or request
-    if request.get("messages") is None and request.get("prompt") is None:
+    request = _object_or_none(row, "request", row) or row
+    if isinstance(request.peek("body"), dict):
+        request = _object_or_none(request, "body", row) or request
+    if request.peek("messages") is None and request.peek("prompt") is None:
         raise Rejected(
             "missing_field",
-            "request: missing; expected the call's messages beside its answer: "
+            "messages: missing; expected the request's messages beside its answer: "
             "a batch output line has none, join it with its input line by custom_id",
             sorted(row),
         )
     return request
 
 
-def _object_or_none(row: Row, name: str) -> dict[str, Any] | None:
-    value = row.get(name)
-    if value is None or isinstance(value, dict):
-        return cast("dict[str, Any] | None", value)
+def _object_or_none(holder: Row, name: str, row: Row) -> Row | None:
+    value = holder.get(name)
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        path = f"{holder.path}{name}."
+        return row.part(cast("dict[str, Any]", value), path)
     raise Rejected("wrong_type", f"{name}: expected an object", value)
 
 
-def _read_choices(answer: Row) -> list[dict[str, Any]]:
+def _read_choices(answer: Row, row: Row) -> list[Row]:
     """Return the choices, each of a turn that the model ended itself; at least one."""
     choices = require(answer, "choices", "the answers of the call")
     if not isinstance(choices, list) or not choices:
         raise Rejected("wrong_type", "choices: expected a list with an answer", choices)
+    read: list[Row] = []
     for index, choice in enumerate(cast("list[Any]", choices)):
+        where = f"choices[{index}]"
         if not isinstance(choice, dict):
-            raise Rejected("wrong_type", f"choices[{index}]: expected an object", choice)
-        reason = cast("dict[str, Any]", choice).get("finish_reason")
-        if reason in _CUT_SHORT:
+            raise Rejected("wrong_type", f"{where}: expected an object", choice)
+        fields = row.part(cast("dict[str, Any]", choice), "choices.")
+        if "finish_reason" in fields and fields["finish_reason"] is None:
             raise Rejected(
                 "no_end_of_turn",
-                f"choices[{index}].finish_reason: {reason}, so the model did not end this answer; "
-                "leave the call out, or give the whole answer",
+                f"{where}.finish_reason: null, so the answer had not ended when this was written; "
+                "join the pieces of a stream, or leave the call out",
             )
-    return cast("list[dict[str, Any]]", choices)
+        for name in ("finish_reason", "stop_reason"):
+            refuse_outcome(f"{where}.{name}", name, fields.get(name))
+        read.append(fields)
+    return read
 
 
-def _read_answers(choices: list[dict[str, Any]]) -> dict[str, Any]:
+def _read_answers(choices: list[Row], row: Row) -> dict[str, Any]:
     """Return the fields of an example that hold the answers and their sampled ids."""
-    answers = [_read_answer(choice, f"choices[{index}]") for index, choice in enumerate(choices)]
+    answers = [
+        _read_answer(choice, f"choices[{index}]", row) for index, choice in enumerate(choices)
+    ]
     sampled = [choice.get("token_ids") for choice in choices]
     if len(answers) == 1:
         return {"continuation": answers[0], "continuation_ids": sampled[0]}
@@ -173,7 +178,7 @@ def _read_answers(choices: list[dict[str, Any]]) -> dict[str, Any]:
     return {"continuations": answers, "continuations_ids": ids}
 
 
-def _read_answer(choice: Row, name: str) -> str | Message:
+def _read_answer(choice: Row, name: str, row: Row) -> str | Message:
     """Return the message of a chat's choice, or the text of a completion's."""
     if choice.get("message") is None:
         return require_text(choice, "text", f"the message or the text of {name}")
@@ -188,29 +193,5 @@ def _read_answer(choice: Row, name: str) -> str | Message:
             "expected what the model said",
             message,
         )
+    row.note("choices.message.", (key for key in message if key not in answer))
     return answer
-
-
-def _read_template_kwargs(request: Row) -> dict[str, Any]:
-    """Return the template kwargs, with the request's fields that reach the template beside them.
-
-    vLLM 0.33.0, ``protocol.py``: ``build_chat_params``.
-    """
-    kwargs = read_kwargs(request.get("chat_template_kwargs"))
-    effort = request.get("reasoning_effort")
-    if effort is not None:
-        kwargs = {"enable_thinking": effort != "none", **kwargs, "reasoning_effort": effort}
-    if request.get("documents") is not None:
-        kwargs["documents"] = request["documents"]
-    return kwargs
-
-
-def _refuse_switches(request: Row) -> None:
-    for name, harmless in _PROMPT_SWITCHES.items():
-        if request.get(name) not in (None, harmless):
-            raise Rejected(
-                "not_renderable",
-                f"request.{name}: it changed the prompt in a way that no example can say; "
-                "expected the ids of the prompt (return_token_ids) beside it",
-                request[name],
-            )

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
 from pipeline.fields import read_continuation
-from pipeline.formats.row import Row, read_name, require
+from pipeline.formats.row import Row, read_shared, refuse_switches, require
 
-OWN_KEYS: Final = (
-    "id",
+_FIELDS: Final = (
     "context",
     "messages",
     "decision_idx",
-    "continuation",
-    "continuations",
-    "chosen",
     "rejected",
-    "reason",
-    "memories",
-    "tools",
-    "chat_template_kwargs",
-    "weight",
-    "conversation",
     "context_ids",
     "continuation_ids",
     "continuations_ids",
 )
-PAIR_KEYS: Final = (*OWN_KEYS, "better", "worse")
-
-_ANSWERS = ("continuation", "continuations", "chosen", "rejected")
+_ANSWERS: Final = ("continuation", "continuations", "chosen")
 
 
 def read_own(row: Row, position: str) -> TrainingExample:
-    """Return the example of a row in our own shape (``docs/formats.md``), whose id is required."""
-    del position
-    return TrainingExample.from_dict(row)
+    """Return the example of a row in our own shape (``docs/formats.md``)."""
+    return TrainingExample.from_fields(
+        {**_read_fields(row, position), **{name: row.get(name) for name in _ANSWERS}}
+    )
 
 
 def read_pair(row: Row, position: str) -> TrainingExample:
@@ -44,16 +33,23 @@ def read_pair(row: Row, position: str) -> TrainingExample:
 
     The other keys are those of our own shape.
     """
-    for name in _ANSWERS:
+    for name in (*_ANSWERS, "rejected"):
         if row.get(name) is not None:
             raise Rejected("ambiguous_shape", f"found both better and {name}; expected one of them")
-    better = read_continuation(require(row, "better", "the better continuation"), "better")
     worse = row.get("worse")
-    return TrainingExample.from_dict(
+    return TrainingExample.from_fields(
         {
-            **row,
-            "id": read_name(row, position),
-            "continuation": better,
+            **_read_fields(row, position),
+            "continuation": read_continuation(
+                require(row, "better", "the better continuation"), "better"
+            ),
             "rejected": None if worse is None else read_continuation(worse, "worse"),
         }
     )
+
+
+def _read_fields(row: Row, position: str) -> dict[str, Any]:
+    values = read_shared(row, position)
+    if row.peek("context_ids") is None:
+        refuse_switches(row)
+    return {**values, **{name: row.get(name) for name in _FIELDS}}

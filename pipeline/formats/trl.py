@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import Any, Final
+from typing import Any
 
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
 from pipeline.formats.openai import read_openai
 from pipeline.formats.row import (
-    MEDIA_KEYS,
-    PREFERENCE_LABELS,
     Row,
     read_chat,
-    read_name,
-    refuse_media,
-    refuse_worse,
+    read_shared,
+    refuse_switches,
     require,
     require_text,
 )
 from pipeline.server import Message
-
-TRL_KEYS: Final = (
-    "id",
-    "prompt",
-    "completion",
-    "chosen",
-    "rejected",
-    "messages",
-    "tools",
-    "chat_template_kwargs",
-    *PREFERENCE_LABELS,
-    *MEDIA_KEYS,
-)
 
 
 def read_trl(row: Row, position: str) -> TrainingExample:
@@ -41,25 +25,18 @@ def read_trl(row: Row, position: str) -> TrainingExample:
     A prompt that is text never meets a chat template, so it is a raw context. Source: TRL's
     documentation, "Dataset formats and types"; 1.16 for ``tools`` and ``chat_template_kwargs``.
     """
-    refuse_media(row)
-    refuse_worse(row)
-    if row.get("chosen") is not None or row.get("rejected") is not None:
+    values = read_shared(row, position)
+    refuse_switches(row)
+    if row.peek("chosen") is not None or row.peek("rejected") is not None:
         fields = _read_preference(row)
-    elif row.get("completion") is not None or row.get("prompt") is not None:
+    elif row.peek("completion") is not None or row.peek("prompt") is not None:
         fields = _read_completion(row)
-    elif row.get("messages") is not None:
+    elif row.peek("messages") is not None:
         return read_openai(row, position)
     else:
         expected = "prompt with completion, chosen with rejected, or messages"
         raise Rejected("missing_field", f"completion: missing; expected {expected}", sorted(row))
-    return TrainingExample.from_dict(
-        {
-            "id": read_name(row, position),
-            "tools": row.get("tools"),
-            "chat_template_kwargs": row.get("chat_template_kwargs"),
-            **fields,
-        }
-    )
+    return TrainingExample.from_fields({**values, **fields})
 
 
 def _read_completion(row: Row) -> dict[str, Any]:
@@ -87,7 +64,7 @@ def _read_preference(row: Row) -> dict[str, Any]:
     """
     expected = "the better and the worse answer of a pair"
     chosen, rejected = require(row, "chosen", expected), require(row, "rejected", expected)
-    prompt = row.get("prompt")
+    prompt = row.peek("prompt")
     if isinstance(chosen, list) and not isinstance(prompt, list):
         better, worse = read_chat(chosen, "chosen"), read_chat(rejected, "rejected")
         shared = _common_beginning(better, worse)

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import StoreFailed, UsageError
+from pipeline.formats import check_format
 from pipeline.job.append import open_earlier_set
 from pipeline.job.merge import judge_rejects, merge_shards, write_set
 from pipeline.job.progress import ProgressReport
@@ -28,7 +29,6 @@ from pipeline.rows import RowBuilder
 from pipeline.scale.executors import plan_tasks, run_tasks
 from pipeline.seal import complete_seal
 from pipeline.source.files import SourceFile
-from pipeline.source.line_formats import name_formats
 from pipeline.source.lines import SourceLine
 from pipeline.source.plan import SourcePlan, SourceShard
 from pipeline.template.limits import RENDER_CLOCK
@@ -67,14 +67,12 @@ def build_set(
     """
     seal = complete_seal(seal, builder.encoder, builder.templates)
     earlier = open_earlier_set(target.path, seal) if config.append else None
-    formats = name_formats(files, config.format)
-    for file, name in formats.items():
-        logger.info("%s: format %s", file, name)
-    mapper = RowMapper(config, formats, builder)
+    check_format(config.format)
+    mapper = RowMapper(config, builder)
     folder = target.open_work(f"{seal['key'][:16]}-{plan.key[:8]}")
     try:
         with RENDER_CLOCK.started():
-            records, reused = _make_shards(config, plan, mapper, folder, seal, formats)
+            records, reused = _make_shards(config, plan, mapper, folder, seal)
         if not sum(record.lines for record in records):
             raise UsageError(
                 f"input: {', '.join(config.input)}: no line to read; expected JSONL examples"
@@ -83,7 +81,7 @@ def build_set(
         judge_rejects(config, merged, target.rejects)
         if earlier and merged.is_empty:
             return earlier.manifest
-        facts = {"formats": formats, "shards": {"made": len(records), "reused": reused}}
+        facts = {"shards": {"made": len(records), "reused": reused}}
         # No part of the key: the ids do not depend on which library encoded.
         seal = {**seal, "encoder": builder.encoder.encoder_checks}
         if config.encoder == "auto" and _is_small(files):
@@ -117,7 +115,6 @@ def _make_shards(
     mapper: RowMapper,
     folder: Path,
     seal: Mapping[str, Any],
-    formats: Mapping[str, str],
 ) -> tuple[list[ShardRecord], int]:
     """Return the record of every shard, in order, and how many an earlier run had finished."""
     done = {
@@ -133,7 +130,7 @@ def _make_shards(
         if config.executor == "none":
             made = encode_shards(config, missing, mapper, folder, report.add_batch)
         else:
-            made = run_tasks(plan_tasks(config, plan, formats, seal), folder, missing)
+            made = run_tasks(plan_tasks(config, plan, seal), folder, missing)
         for record in made:
             done[record.index] = record
             report.end_shard(record)

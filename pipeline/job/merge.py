@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused
 from pipeline.job.append import EXAMPLES, EarlierSet, drop_replaced, extend_seal
-from pipeline.job.counts import describe_counts
+from pipeline.job.counts import ShapeCounts, describe_counts
 from pipeline.job.duplicates import find_contenders, find_duplicates
 from pipeline.job.heap import give_back_free_memory
 from pipeline.job.omit import omit_duplicates
@@ -166,6 +166,7 @@ def _digests_of(merged: MergedShards) -> Iterator[str]:
 
 def _count_set(merged: MergedShards, splits: Mapping[str, Sequence[PlacedFile]]) -> dict[str, Any]:
     codes, counts = merged.codes, [record.counts for record in merged.records]
+    shapes = [record.shapes for record in merged.records]
     lines, faults = merged.lines, merged.faults
     blank_lines = sum(piece.blank_lines for record in merged.records for piece in record.pieces)
     if earlier := merged.earlier:
@@ -173,13 +174,14 @@ def _count_set(merged: MergedShards, splits: Mapping[str, Sequence[PlacedFile]])
         codes.update(described["by_code"])
         codes.update(reject.code for reject in earlier.replaced)
         counts = [earlier.counts, *counts]
+        shapes = [ShapeCounts.from_described(described), *shapes]
         lines += described["lines"]
         faults += described["faults"]
         blank_lines += described["blank_lines"]
     rows_by_split = {
         name: sum(placed.file.rows for placed in files) for name, files in splits.items()
     }
-    described = describe_counts(lines, rows_by_split, codes, counts)
+    described = describe_counts(lines, rows_by_split, codes, counts, shapes)
     return {**described, "faults": faults, "blank_lines": blank_lines}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from pipeline.config import PrepareConfig
 from pipeline.decisions import DecisionPoint, assign_split, find_decision_points
 from pipeline.errors import Rejected
 from pipeline.examples import read_id
-from pipeline.formats import read_example
+from pipeline.formats import read_row
+from pipeline.job.counts import ShapeCounts
 from pipeline.row_table import Provenance, build_table, digest_rows
 from pipeline.rows import RowBuilder
 from pipeline.source.line_parser import LineParser
@@ -32,7 +33,8 @@ class MappedLines:
     """What became of a batch of lines: ``table`` has the columns of `ROW_SCHEMA`.
 
     ``splits``, ``row_digests`` (see `digest_rows`) and ``line_digests`` (sha256 of the line) have one
-    entry per row; ``rejects`` are in the order of the lines.
+    entry per row; ``rejects`` are in the order of the lines; ``shapes`` counts the lines that were
+    examples.
     """
 
     table: pa.Table
@@ -40,6 +42,7 @@ class MappedLines:
     row_digests: list[bytes]
     line_digests: list[bytes]
     rejects: list[Reject]
+    shapes: ShapeCounts
 
 
 class _Draft(NamedTuple):
@@ -63,22 +66,21 @@ class _Draft(NamedTuple):
 class RowMapper:
     """Maps batches of lines, each with the name of its file, to rows and rejects."""
 
-    def __init__(
-        self, config: PrepareConfig, formats: Mapping[str, str], builder: RowBuilder
-    ) -> None:
+    def __init__(self, config: PrepareConfig, builder: RowBuilder) -> None:
         self._config = config
-        self._formats = formats
         self._parser = LineParser()
         self.builder = builder
 
     def find_points(self, lines: Sequence[tuple[str, SourceLine]]) -> list[DecisionPoint]:
         """Return the decision points of the lines that are examples."""
-        drafts = (draft for file, line in lines for draft in self._draft_line(file, line))
+        shapes = ShapeCounts()
+        drafts = (draft for file, line in lines for draft in self._draft_line(file, line, shapes))
         return [draft.point for draft in drafts if draft.point]
 
     def __call__(self, lines: Sequence[tuple[str, SourceLine]]) -> MappedLines:
         """Return the rows and rejects of ``lines``, in order."""
-        drafts = [draft for file, line in lines for draft in self._draft_line(file, line)]
+        shapes = ShapeCounts()
+        drafts = [draft for file, line in lines for draft in self._draft_line(file, line, shapes)]
         built = iter(self.builder.build([draft.point for draft in drafts if draft.point]))
         rows: list[BoundedRow] = []
         kept: list[_Draft] = []
@@ -95,7 +97,16 @@ class RowMapper:
         saved = table if self._config.columns == "full" else table.select(NUMERIC_COLUMNS)
         splits = self._name_splits(kept)
         digests = digest_rows(saved, splits)
-        return MappedLines(table, splits, digests, [draft.line_digest for draft in kept], rejects)
+        line_digests = [draft.line_digest for draft in kept]
+        return MappedLines(table, splits, digests, line_digests, rejects, shapes)
+
+    def _name_unread(self, unread: frozenset[str], line: SourceLine) -> frozenset[str]:
+        """Return the keys of a line that nobody reads; a plain server reads all of a message."""
+        if line.unread_columns:
+            unread = unread.union(line.unread_columns)
+        if self._config.server == "plain":
+            return frozenset(name for name in unread if not name.startswith("messages."))
+        return unread
 
     def _name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
         fraction = self._config.validation_fraction
@@ -103,8 +114,8 @@ class RowMapper:
             return ["train"] * len(drafts)
         return [assign_split(draft.provenance.conversation, fraction) for draft in drafts]
 
-    def _draft_line(self, file: str, line: SourceLine) -> Iterator[_Draft]:
-        """Yield what a line is to become, as far as it is known before rendering."""
+    def _draft_line(self, file: str, line: SourceLine, shapes: ShapeCounts) -> Iterator[_Draft]:
+        """Yield what a line is to become, as far as it is known before rendering; count its shape."""
         source = f"{file}:{line.line}"
         text = line.text
         if text is None:
@@ -113,8 +124,9 @@ class RowMapper:
             return
         digest = hashlib.sha256(text.encode()).digest()
         try:
+            read = read_row(self._parser.parse(text), self._config.format, source)
             points = find_decision_points(
-                read_example(self._parser.parse(text), self._formats[file], source),
+                read.example,
                 self._config.decisions,
                 keep_rejected=self._config.rejected_continuations == "keep",
             )
@@ -122,6 +134,7 @@ class RowMapper:
             nothing = _no_provenance(source, _peek_id(text))
             yield _Draft(file, line.line, digest, nothing, error=error.without_frames())
             return
+        shapes.add(read.format, self._name_unread(read.unread, line))
         for point in points:
             yield _Draft(file, line.line, digest, _provenance_of(point, source), point)
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import PrepareConfig
-from pipeline.job.counts import COUNTED, RowCounts
+from pipeline.job.counts import COUNTED, RowCounts, ShapeCounts
 from pipeline.job.duplicates import key_ids
 from pipeline.job.heap import give_back_free_memory
 from pipeline.job.row_map import MappedLines, RowMapper
@@ -83,6 +83,7 @@ def encode_shard(
     temporary = f".{stem}-{platform.node()}-{os.getpid()}-"
     splits = split_names(config)
     counts, codes, digest = RowCounts(), Counter[str](), sum_digests(())
+    shapes = ShapeCounts()
     pieces: list[PieceRecord] = []
     with ExitStack() as stack:
         rows = {
@@ -105,6 +106,7 @@ def encode_shard(
             examples.write_lines(format_examples(listed))
             rejects.write_lines(format_rejects(mapped.rejects))
             counts.add(mapped.table)
+            shapes.merge(mapped.shapes)
             codes.update(reject.code for reject in mapped.rejects)
             digest = sum_digests([bytes.fromhex(digest), *mapped.row_digests])
             tokens = int(np.asarray(mapped.table.column("total_len")).sum())
@@ -138,6 +140,7 @@ def encode_shard(
         rejects=named["rejects"],
         counts=counts,
         codes=dict(codes),
+        shapes=shapes,
         digest=digest,
     )
     give_back_free_memory()

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.job.counts import RowCounts
+from pipeline.job.counts import RowCounts, ShapeCounts
 from pipeline.job.shard_file import WrittenFile
 from pipeline.seal import hash_file_bytes
 from pipeline.source.lines import PieceRecord
@@ -20,8 +20,8 @@ class ShardRecord:
     """What a shard became; its files lie in the folder of the shards.
 
     ``rows`` has one file per split, ``entries`` says which examples the rows are, ``examples`` and
-    ``rejects`` are its lines of the files of those names. ``codes`` counts the rejects, ``digest`` is
-    the content digest of the rows.
+    ``rejects`` are its lines of the files of those names. ``codes`` counts the rejects, ``shapes`` the
+    lines that were examples, ``digest`` is the content digest of the rows.
     """
 
     index: int
@@ -32,6 +32,7 @@ class ShardRecord:
     rejects: WrittenFile
     counts: RowCounts
     codes: dict[str, int]
+    shapes: ShapeCounts
     digest: str
 
     @property
@@ -67,6 +68,7 @@ class ShardRecord:
                 rows={name: WrittenFile.from_dict(file) for name, file in values["rows"].items()},
                 counts=RowCounts(**values["counts"]),
                 codes=values["codes"],
+                shapes=ShapeCounts(**values["shapes"]),
                 digest=values["digest"],
                 **named,
             )

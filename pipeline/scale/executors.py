@@ -35,7 +35,6 @@ _MOST_NAMED: Final = 5
 def plan_tasks(
     config: PrepareConfig,
     source: SourcePlan,
-    formats: Mapping[str, str],
     seal: Mapping[str, Any],
 ) -> JobPlan:
     """Return the plan of a job for ``config.executor``.
@@ -47,7 +46,7 @@ def plan_tasks(
     if wanted is None:
         wanted = usable_cores() if config.executor == "local" else MOST_TASKS
     tasks = max(1, min(wanted, len(source.shards)))
-    return JobPlan(with_absolute_paths(config), source, formats, seal, tasks)
+    return JobPlan(with_absolute_paths(config), source, seal, tasks)
 
 
 def run_tasks(job: JobPlan, folder: Path, missing: Sequence[SourceShard]) -> Iterator[ShardRecord]:

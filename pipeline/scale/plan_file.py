@@ -19,20 +19,19 @@ from pipeline.source.files import SourceFile
 from pipeline.source.plan import Piece, SourcePlan, SourceShard
 
 PLAN: Final = "plan.json"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class JobPlan:
     """A job cut into shards, and its shards dealt out to ``tasks`` tasks.
 
-    ``formats`` is the shape of the rows by name of the file. ``seal`` is the complete seal
+    ``seal`` is the complete seal
     (`pipeline.seal.complete_seal`), which a machine has to agree with before it makes a row.
     """
 
     config: PrepareConfig
     source: SourcePlan
-    formats: Mapping[str, str]
     seal: Mapping[str, Any]
     tasks: int
 
@@ -91,7 +90,6 @@ class JobPlan:
                 ]
                 for shard in self.source.shards
             ],
-            "formats": dict(self.formats),
             "seal": dict(self.seal),
             "tasks": self.tasks,
         }
@@ -107,7 +105,6 @@ class JobPlan:
         return cls(
             config=config_from_mapping(values["config"], PLAN),
             source=SourcePlan(shards, sha256),
-            formats=values["formats"],
             seal=values["seal"],
             tasks=values["tasks"],
         )

@@ -105,7 +105,7 @@ def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iter
         check_tokenizer(plan.seal, builder.encoder, builder.templates)
     except SealMismatch as error:
         raise _other_machine(error.key, error.expected, error.found) from error
-    mapper = RowMapper(config, plan.formats, builder)
+    mapper = RowMapper(config, builder)
     settle_mapper(mapper, missing[0])
     with RENDER_CLOCK.started():
         yield from encode_shards(config, missing, mapper, folder)

@@ -30,12 +30,14 @@ class SourceLine(NamedTuple):
     """A line that is not blank: its number (from 1; blank lines count) and its text or its reject.
 
     ``text`` is exactly what the file has between two newlines, without a carriage return at its
-    end and without a byte order mark at the start of the file.
+    end and without a byte order mark at the start of the file. ``unread_columns`` are those of a
+    table that were not read.
     """
 
     line: int
     text: str | None
     reject: Rejected | None = None
+    unread_columns: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Tables (Parquet and Arrow files) -> the lines that a JSONL file of their rows would have.
 
 Each row becomes one line of JSON that we write, so everything after it is the same for both. Only
-the columns that some shape reads are read (`pipeline.formats.KNOWN_KEYS`), batch by batch. Nothing
+the columns that some shape reads are read (`pipeline.row_keys.KNOWN_KEYS`), batch by batch. Nothing
 is given another type: what JSON cannot say exactly is a reject (`pipeline.source.cells`).
 """
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import Rejected, UnreadableFile, excerpt_of
-from pipeline.formats import KNOWN_KEYS
+from pipeline.row_keys import KNOWN_KEYS, OPTION_NAMES, TOOL_NAMES
 from pipeline.source.cells import Decoder, find_decoder, write_json
 from pipeline.source.files import TABLE_SUFFIXES, SourceFile, unreadable
 from pipeline.source.lines import (
@@ -81,11 +81,11 @@ class _TableReading:
 
     def __iter__(self) -> Iterator[SourceLine]:
         try:
-            for batch in _read_batches(self._file.path):
+            for batch, unread in _read_batches(self._file.path):
                 decode = self._decoder_of(batch.schema)
                 step = _fitting_rows(batch.nbytes, batch.num_rows)
                 for start in range(0, batch.num_rows, step):
-                    yield from self._lines_of(batch.slice(start, step), decode)
+                    yield from self._lines_of(batch.slice(start, step), decode, unread)
         except (pa.ArrowException, OSError) as error:
             # Arrow raises an OSError without a number for a file that is damaged.
             if isinstance(error, OSError) and error.errno is not None:
@@ -111,7 +111,9 @@ class _TableReading:
         except Rejected as error:
             raise UnreadableFile(self._file.name, 1, error.reason) from error
 
-    def _lines_of(self, rows: pa.RecordBatch, decode: Decoder | None) -> Iterator[SourceLine]:
+    def _lines_of(
+        self, rows: pa.RecordBatch, decode: Decoder | None, unread: frozenset[str]
+    ) -> Iterator[SourceLine]:
         for row in _values_of(rows):
             self._rows += 1
             try:
@@ -122,12 +124,16 @@ class _TableReading:
                 if size > self._max_line_bytes:
                     reason = f"{size} bytes of JSON, expected at most {self._max_line_bytes}"
                     raise Rejected("line_too_long", f"{reason}; split the example", text)
-                yield SourceLine(self._rows, text)
+                yield SourceLine(self._rows, text, None, unread)
             except Rejected as error:
                 yield SourceLine(self._rows, None, error)
 
 
-def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+_Batch = tuple[pa.RecordBatch, frozenset[str]]
+"""Rows of the columns that are read, and the names of those that are not."""
+
+
+def _read_batches(path: Path) -> Iterator[_Batch]:
     """Yield the known columns of a table, batch by batch."""
     if path.name.lower().endswith(".parquet"):
         yield from _read_parquet(path)
@@ -142,37 +148,57 @@ def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
         yield from _read_stream(mapped) if is_stream else _read_file(mapped)
 
 
-def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+def _read_parquet(path: Path) -> Iterator[_Batch]:
     # Without buffers each row group would be in memory whole.
     with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table:
         groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
         size = sum(group.total_byte_size for group in groups)
-        yield from table.iter_batches(
+        names, unread = _known_columns(table.schema_arrow)
+        for batch in table.iter_batches(
             batch_size=_fitting_rows(size, table.metadata.num_rows),
-            columns=_known_columns(table.schema_arrow),
+            columns=names,
             use_threads=False,
-        )
+        ):
+            yield batch, unread
 
 
-def _read_stream(mapped: pa.MemoryMappedFile) -> Iterator[pa.RecordBatch]:
+def _read_stream(mapped: pa.MemoryMappedFile) -> Iterator[_Batch]:
     with pa.ipc.open_stream(mapped) as batches:
-        names = _known_columns(batches.schema)
+        names, unread = _known_columns(batches.schema)
         for batch in batches:
-            yield batch.select(names)
+            yield batch.select(names), unread
 
 
-def _read_file(mapped: pa.MemoryMappedFile) -> Iterator[pa.RecordBatch]:
+def _read_file(mapped: pa.MemoryMappedFile) -> Iterator[_Batch]:
     with pa.ipc.open_file(mapped) as table:
-        names = _known_columns(table.schema)
+        names, unread = _known_columns(table.schema)
         for index in range(table.num_record_batches):
-            yield table.get_batch(index).select(names)
+            yield table.get_batch(index).select(names), unread
 
 
-def _known_columns(schema: pa.Schema) -> list[str]:
-    names = [name for name in schema.names if name in KNOWN_KEYS]
+def _known_columns(schema: pa.Schema) -> tuple[list[str], frozenset[str]]:
+    """Return the columns to read, and the others.
+
+    Read are those of a shape, and those in which tools or template options lie.
+    """
+    names = [
+        field.name for field in schema if field.name in KNOWN_KEYS or _holds_request(field.type)
+    ]
     if len(set(names)) != len(names):
         raise pa.ArrowInvalid(f"two columns have one name: {', '.join(sorted(names))}")
-    return names
+    if not any(name in KNOWN_KEYS for name in names):
+        return [], frozenset(schema.names)
+    return names, frozenset(schema.names).difference(names)
+
+
+def _holds_request(type_: pa.DataType) -> bool:
+    if pa.types.is_struct(type_):
+        return any(
+            each.name in (*TOOL_NAMES, *OPTION_NAMES) or _holds_request(each.type) for each in type_
+        )
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        return _holds_request(type_.value_type)
+    return False
 
 
 def _fitting_rows(size: int, rows: int) -> int:

@@ -19,7 +19,6 @@ from pipeline.scale.executors import plan_tasks
 from pipeline.scale.plan_file import JobPlan
 from pipeline.seal import complete_seal, make_seal
 from pipeline.source.files import SourceFile
-from pipeline.source.line_formats import name_formats
 from pipeline.source.plan import plan_shards
 from tests.conftest import shards_of, write_lines
 
@@ -110,7 +109,7 @@ def plan_job(
         seal = complete_seal(make_seal(config, source.sha256), builder.encoder, builder.templates)
         folder = tmp_path / "work"
         folder.mkdir(exist_ok=True)
-        job = plan_tasks(config, source, name_formats(files, config.format), seal)
+        job = plan_tasks(config, source, seal)
         return PlannedJob(job, job.write(folder))
 
     return plan

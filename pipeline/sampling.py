@@ -102,6 +102,18 @@ class _TokenBudgetSampler(ABC):
     def _make_units(self) -> list[_Unit]:
         """Return the rows as units that each fit the budgets, or hold one row."""
 
+    @property
+    def batch_size(self) -> int:
+        """Never there: batches differ. Who asks among several ranks is about to deal them again."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if torch.distributed.get_world_size() > 1:
+                raise UsageError(
+                    "the loader of a sampler that has the batches of its own rank was given to "
+                    "accelerator.prepare, which deals them among the ranks again, unevenly or twice; "
+                    "prepare the model and the optimizer alone (docs/trainers.md)"
+                )
+        raise AttributeError(f"{type(self).__name__} has batches of unlike sizes")
+
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of ``epoch``; where that is the running one, stay at its place.
 
@@ -225,7 +237,8 @@ class LengthBatchSampler(_TokenBudgetSampler):
         continuation_tokens: most cells of its other block, B x R (activations and logits).
         seed: of the order; the same seed gives the same batches on every machine.
         rank, world_size: this process among those that train; default: of the process group, else
-            one. With ``accelerator.prepare`` on the loader give 0 and 1, since it deals by itself.
+            one. The loader is not for ``accelerator.prepare``, which would deal the batches again.
+        with_rejected: take the worse continuations of pairs too; else they are refused.
 
     A row that exceeds a budget alone is a batch of its own, with a warning. Ranks get equally many
     batches and no row twice. Use as ``DataLoader(rows, batch_sampler=...)``; with rows in Arrow

@@ -105,13 +105,13 @@ class _TokenBudgetSampler(ABC):
     @property
     def batch_size(self) -> int:
         """Never there: batches differ. Who asks among several ranks is about to deal them again."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if torch.distributed.get_world_size() > 1:
-                raise UsageError(
-                    "the loader of a sampler that has the batches of its own rank was given to "
-                    "accelerator.prepare, which deals them among the ranks again, unevenly or twice; "
-                    "prepare the model and the optimizer alone (docs/trainers.md)"
-                )
+        has_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if has_group and torch.distributed.get_world_size() > 1:
+            raise UsageError(
+                "the loader of a sampler that has the batches of its own rank was given to "
+                "accelerator.prepare, which deals them among the ranks again, unevenly or twice; "
+                "prepare the model and the optimizer alone (docs/trainers.md)"
+            )
         raise AttributeError(f"{type(self).__name__} has batches of unlike sizes")
 
     def set_epoch(self, epoch: int) -> None:

@@ -65,7 +65,7 @@ def load(
             raise UsageError(
                 f"{folder}: columns: train keeps no id; exclude_ids needs a set with columns: full"
             )
-        ids = rows.data.column("id").to_pylist()
+        ids: list[str] = rows["id"][:]
         splits[name] = rows.select([at for at, id_ in enumerate(ids) if id_ not in left_out])
     return splits
 

@@ -30,7 +30,7 @@ from pipeline.hub.remote_set import (
     read_remote_set,
 )
 from pipeline.job.publish import MANIFEST, Target
-from pipeline.job.set_folder import PlacedFile, seal_folder, write_splits
+from pipeline.job.set_folder import PlacedFile, keep_filled, seal_folder, write_splits
 from pipeline.job.shard_file import RowFile, row_schema
 from pipeline.saved import read_manifest, verify
 from pipeline.seal import hash_file_bytes
@@ -202,7 +202,7 @@ def _make_set(
             ]
             for split in manifest["counts"]["rows_by_split"]
         }
-        placed = write_splits(target.staging, splits, columns)
+        placed = write_splits(target.staging, keep_filled(splits), columns)
         for name, path in fetched.items():
             if name in BESIDE:
                 shutil.copyfile(path, target.staging / name)

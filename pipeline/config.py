@@ -95,7 +95,8 @@ class PrepareConfig:
     all assistant messages, or the last one."""
 
     rejected_continuations: Literal["drop", "keep"] = _sealed("drop")
-    """The worse continuation of a pair: left out, or kept as a row with preference: rejected."""
+    """The worse continuation of a pair: left out, or kept as a row of the split rejected, which no
+    trainer is to train."""
 
     validation_fraction: float = _sealed(0.0)
     """Share of the conversations that goes to the validation split, chosen by a hash of their name."""

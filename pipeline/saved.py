@@ -17,9 +17,9 @@ from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.damage import find_damage
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.job.publish import MANIFEST
+from pipeline.one_set import read_one_set
 from pipeline.row_table import digest_rows, split_lists, sum_digests
 from pipeline.seal import check_tokenizer, hash_seal
-from pipeline.store import find_folder
 from pipeline.types import FLAGS, IGNORE_LABEL, TOKEN_COLUMNS, row_features
 
 if TYPE_CHECKING:
@@ -39,12 +39,9 @@ def load(
     ``exclude_ids`` are the examples that were trained on already. Raises `UsageError` where there is
     no set, `SealMismatch` where a file, the tokenizer or its template is not the sealed one.
     """
-    folder = find_folder(path)
-    manifest = read_manifest(folder)
-    check_files(folder, manifest)
+    folder, manifest, splits = read_one_set(path, _open_checked)
     if tokenizer is not None:
         _check_tokenizer(manifest, tokenizer)
-    splits = open_splits(folder)
     if not exclude_ids:
         return splits
     left_out = {exclude_ids} if isinstance(exclude_ids, str) else frozenset(exclude_ids)
@@ -65,7 +62,16 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
     content digest; and, with ``tokenizer``, the seal. A manifest that was changed is the only
     finding, because nothing can be compared with it. Raises `UsageError` where there is no set.
     """
-    folder = find_folder(path)
+    return read_one_set(path, lambda folder: _find_faults_of(folder, tokenizer))
+
+
+def _open_checked(folder: Path) -> tuple[Path, dict[str, Any], datasets.DatasetDict]:
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return folder, manifest, open_splits(folder)
+
+
+def _find_faults_of(folder: Path, tokenizer: str | PreTrainedTokenizerBase | None) -> list[str]:
     manifest = read_manifest(folder)
     damage = list(find_damage(folder, manifest))
     findings = [str(each) for each in damage]

@@ -89,6 +89,11 @@ class Mark:
         return _start_of(self.pid) == self.started
 
     @property
+    def is_other_process_running(self) -> bool:
+        """True where the process runs and is not this one."""
+        return self.is_running and self.pid != os.getpid()
+
+    @property
     def maker(self) -> str:
         """The process in words."""
         return f"process {self.pid} of {self.host}"

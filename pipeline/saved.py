@@ -18,9 +18,9 @@ from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.damage import find_damage
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.job.publish import MANIFEST
+from pipeline.one_set import read_one_set
 from pipeline.row_table import digest_rows, split_lists, sum_digests
 from pipeline.seal import check_tokenizer, hash_seal
-from pipeline.store import find_folder
 from pipeline.types import FLAGS, IGNORE_LABEL, REJECTED, TOKEN_COLUMNS, row_features
 
 if TYPE_CHECKING:
@@ -49,12 +49,10 @@ def load(
     are left out, unless ``with_rejected`` asks for their split, ``rejected``. Raises `UsageError`
     where there is no set, `SealMismatch` where a file, the tokenizer or its template is not the sealed one.
     """
-    folder = find_folder(path)
-    manifest = read_manifest(folder)
-    check_files(folder, manifest)
+    folder, manifest, splits = read_one_set(path, _open_checked)
     if tokenizer is not None:
         _check_tokenizer(manifest, tokenizer)
-    splits = _set_rejected_apart(open_splits(folder))
+    splits = _set_rejected_apart(splits)
     if not with_rejected:
         splits.pop(REJECTED, None)
     if not exclude_ids:
@@ -116,7 +114,16 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
     content digest; and, with ``tokenizer``, the seal. A manifest that was changed is the only
     finding, because nothing can be compared with it. Raises `UsageError` where there is no set.
     """
-    folder = find_folder(path)
+    return read_one_set(path, lambda folder: _find_faults_of(folder, tokenizer))
+
+
+def _open_checked(folder: Path) -> tuple[Path, dict[str, Any], datasets.DatasetDict]:
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return folder, manifest, open_splits(folder)
+
+
+def _find_faults_of(folder: Path, tokenizer: str | PreTrainedTokenizerBase | None) -> list[str]:
     manifest = read_manifest(folder)
     damage = list(find_damage(folder, manifest))
     findings = [str(each) for each in damage]

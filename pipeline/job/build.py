@@ -27,7 +27,7 @@ from pipeline.job.shard_record import ShardRecord, read_finished
 from pipeline.job.workers import OnProgress, run_shards
 from pipeline.rows import RowBuilder
 from pipeline.scale.executors import plan_tasks, run_tasks
-from pipeline.seal import complete_seal
+from pipeline.seal import complete_seal, hash_seal
 from pipeline.source.files import SourceFile
 from pipeline.source.lines import SourceLine
 from pipeline.source.plan import SourcePlan, SourceShard
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 _BYTES_PER_WORKER: Final = 2 << 20
 # Below this many, `tokenizers` is done before fastokens is built (a second for 150,000 tokens).
 _BYTES_FOR_FASTOKENS: Final = 1 << 20
+# Settings that are sealed, and change no shard.
+_AFTER_SHARDS: Final = frozenset({"on_duplicate"})
 # What is read before the work begins, so that workers begin with what it shows.
 _HEAD_LINES: Final = 200
 _HEAD_CHARACTERS: Final = 2**20
@@ -60,16 +62,19 @@ def build_set(
     plan: SourcePlan,
     seal: dict[str, Any],
     builder: RowBuilder,
-) -> dict[str, Any]:
-    """Build and publish the set of ``files`` at ``target``; return its manifest.
+) -> tuple[dict[str, Any], int]:
+    """Build and publish the set of ``files`` at ``target``; return its manifest, and how many rows
+    are new in it. Where nothing is to be appended nothing is written.
 
     Raises what `pipeline.job.prepare.prepare` raises; ``target`` is then as it was.
     """
     seal = complete_seal(seal, builder.encoder, builder.templates)
     earlier = open_earlier_set(target.path, seal) if config.append else None
+    if earlier:
+        target.check_origin(earlier.manifest["seal"])
     check_format(config.format)
     mapper = RowMapper(config, builder)
-    folder = target.open_work(f"{seal['key'][:16]}-{plan.key[:8]}")
+    folder = target.open_work(f"{_hash_shard_seal(seal)[:16]}-{plan.key[:8]}")
     try:
         with RENDER_CLOCK.started():
             records, reused = _make_shards(config, plan, mapper, folder, seal)
@@ -78,9 +83,9 @@ def build_set(
                 f"input: {', '.join(config.input)}: no line to read; expected JSONL examples"
             )
         merged = merge_shards(config, folder, records, earlier)
-        judge_rejects(config, merged, target.rejects)
+        judge_rejects(config, merged, target.rejects_file)
         if earlier and merged.is_empty:
-            return earlier.manifest
+            return earlier.manifest, 0
         facts = {"shards": {"made": len(records), "reused": reused}}
         # No part of the key: the ids do not depend on which library encoded.
         seal = {**seal, "encoder": builder.encoder.encoder_checks}
@@ -96,9 +101,17 @@ def build_set(
             f"{_estimate_bytes(folder, plan)} bytes are needed in {target.path.parent}; "
             "nothing was changed there"
         ) from error
-    target.rejects.unlink(missing_ok=True)
+    target.rejects_file.remove()
     logger.info("published %s: %s rows", target.path, manifest["counts"]["rows"])
-    return manifest
+    return manifest, sum(record.counts.rows for record in merged.records)
+
+
+def _hash_shard_seal(seal: Mapping[str, Any]) -> str:
+    """Return what the shards of a job are known by: its seal without what is decided after them."""
+    settings = {
+        name: value for name, value in seal["settings"].items() if name not in _AFTER_SHARDS
+    }
+    return hash_seal({**seal, "settings": settings})
 
 
 def _is_small(files: Sequence[SourceFile]) -> bool:
@@ -126,7 +139,10 @@ def _make_shards(
     missing = [shard for shard in plan.shards if shard.index not in done]
     settle_mapper(mapper, plan.shards[0])
     synced: list[Future[None]] = []
-    with ProgressReport(plan, done.values()) as report, ThreadPoolExecutor(1) as disk:
+    with (
+        ProgressReport(plan, done.values(), publishes=config.max_reject_rate > 0) as report,
+        ThreadPoolExecutor(1) as disk,
+    ):
         if config.executor == "none":
             made = encode_shards(config, missing, mapper, folder, report.add_batch)
         else:
@@ -152,8 +168,12 @@ def encode_shards(
     mapper: RowMapper,
     folder: Path,
     on_batch: OnProgress = lambda progress: None,
+    *,
+    watches_one: bool = False,
 ) -> Iterator[ShardRecord]:
     """Make shards on ``num_proc`` cores of this machine; yield the record of each as it is done.
+
+    ``watches_one``: a single worker is watched for silence as well.
 
     Raises what `pipeline.job.workers.run_shards` raises.
     """
@@ -167,7 +187,7 @@ def encode_shards(
 
     size = sum(shard.bytes for shard in shards)
     workers = min(config.num_proc, max(1, size // _BYTES_PER_WORKER))
-    yield from run_shards(shards, encode, workers, on_batch, start_worker)
+    yield from run_shards(shards, encode, workers, on_batch, start_worker, watches_one=watches_one)
 
 
 def _read_head(shard: SourceShard) -> list[tuple[str, SourceLine]]:

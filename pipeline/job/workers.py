@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import pickle
 import signal
 import time
@@ -22,6 +23,7 @@ from typing import Final
 
 from pipeline.errors import WorkerFailed
 from pipeline.job.heap import give_back_free_memory
+from pipeline.job.lock import end_with_parent
 from pipeline.job.shard import Progress
 from pipeline.job.shard_record import ShardRecord
 from pipeline.source.plan import SourceShard
@@ -39,19 +41,25 @@ def run_shards(
     workers: int,
     on_progress: OnProgress,
     start_worker: Callable[[], None] = lambda: None,
+    *,
+    watches_one: bool = False,
 ) -> Iterator[ShardRecord]:
     """Yield the record of each shard as it is done, in any order.
 
-    One worker is this process. More are forked, each calls ``start_worker`` first, and an error of
+    One worker is this process, unless ``watches_one``: then that is forked too, so that its silence is
+    noticed. More are forked, each calls ``start_worker`` first, and an error of
     one is raised here. Raises `WorkerFailed` for a worker that died or that was silent for
     `SILENCE_SECONDS`; no worker is left behind, however this ends.
     """
-    if workers <= 1 or len(shards) <= 1:
+    if not shards or (min(workers, len(shards)) <= 1 and not watches_one):
         with _rare_collections():
             for shard in shards:
                 yield encode(shard, on_progress)
         return
-    with _rare_collections(), _started(min(workers, len(shards)), encode, start_worker) as running:
+    with (
+        _rare_collections(),
+        _started(max(1, min(workers, len(shards))), encode, start_worker) as running,
+    ):
         waiting = deque(shards)
         for worker in running:
             worker.take(waiting.popleft())
@@ -165,7 +173,9 @@ def _started(
             ours, theirs = context.Pipe()
             others = [*(worker.pipe for worker in running), ours]
             process = context.Process(
-                target=_work, args=(theirs, others, encode, start_worker), daemon=True
+                target=_work,
+                args=(os.getpid(), theirs, others, encode, start_worker),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -182,18 +192,21 @@ def _started(
 
 
 def _work(
+    parent: int,
     pipe: Connection,
     others: Sequence[Connection],
     encode: EncodeShard,
     start_worker: Callable[[], None],
 ) -> None:
     """Encode the shards that come through ``pipe`` until none comes."""
+    end_with_parent(parent)
     for other in others:
         # A copy of another worker's pipe would keep it open after its end.
         other.close()
     # The parent hears Ctrl-C and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     start_worker()
     while shard := pipe.recv():
         try:

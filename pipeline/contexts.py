@@ -17,6 +17,7 @@ from pipeline.encode import Ids, TextEncoder
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
 from pipeline.server import ChatRequest, Dialect, Message, Rendering, SharedWork
+from pipeline.template.bounded import BOUNDED_RUNS
 from pipeline.template.chat_template import ChatTemplates
 
 
@@ -69,6 +70,7 @@ class ContextBuilder:
         shared = SharedWork()
         rendered: list[tuple[ChatRequest, Rendering] | Rejected] = []
         for point in points:
+            BOUNDED_RUNS.begin_point()
             try:
                 rendered.append(self.render(point, shared))
             except Rejected as error:

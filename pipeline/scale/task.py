@@ -97,7 +97,6 @@ def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iter
     # Takes transformers, which a task that has nothing to do, or must not, is spared.
     from pipeline.job.build import encode_shards, load_builder, settle_mapper
     from pipeline.job.row_map import RowMapper
-    from pipeline.template.limits import RENDER_CLOCK
 
     config = replace(plan.config, num_proc=plan.config.cpus_per_task)
     builder = load_builder(config, list(plan.source.sizes))
@@ -107,8 +106,7 @@ def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iter
         raise _other_machine(error.key, error.expected, error.found) from error
     mapper = RowMapper(config, plan.formats, builder)
     settle_mapper(mapper, missing[0])
-    with RENDER_CLOCK.started():
-        yield from encode_shards(config, missing, mapper, folder)
+    yield from encode_shards(config, missing, mapper, folder)
 
 
 def _find_differences(

@@ -55,7 +55,7 @@ class PlainDialect:
             "chat_template": template.source,
             "add_generation_prompt": add_generation_prompt,
         }
-        template.check_compiles()
+        template.find_error()
         return Rendering(BOUNDED_RUNS.run(_render_plainly, self.fixed_date, call, variables))
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import lru_cache
 from threading import local
 from typing import Any, Final, TypeVar
 
@@ -163,6 +164,29 @@ BOUNDED_RUNS: Final = BoundedRuns()
 """The runs of this process."""
 
 os.register_at_fork(after_in_child=BOUNDED_RUNS.forget_parent)
+
+
+def read_source(function: Callable[[str], _Result], source: str) -> _Result:
+    """Return what a function reads off the text of a template; it is asked once for each text.
+
+    Raises what `BoundedRuns.run` raises, and again at every time.
+    """
+    found = _read_once(BOUNDED_RUNS.limits, function, source)
+    if isinstance(found, OverLimit):
+        raise found.without_frames()
+    return found
+
+
+@lru_cache(maxsize=256)
+def _read_once(
+    limits: RenderLimits, function: Callable[[str], _Result], source: str
+) -> _Result | OverLimit:
+    del limits
+    try:
+        with BOUNDED_RUNS.limited():
+            return BOUNDED_RUNS.run(function, source)
+    except OverLimit as error:
+        return error.without_frames()
 
 
 def _refusal_of(words: str) -> Rejected:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from pipeline.errors import UsageError, excerpt_of
-from pipeline.template.bounded import BOUNDED_RUNS
+from pipeline.template.bounded import BOUNDED_RUNS, read_source
 from pipeline.template.limits import OverLimit, join_text
 from pipeline.template.sandbox import chat_sandbox
 
@@ -35,13 +36,10 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens)
-        self._refusal: OverLimit | None = None
-        try:
-            with BOUNDED_RUNS.limited():
-                wrong = BOUNDED_RUNS.run(find_syntax_error, source)
-        except OverLimit as error:
-            self._refusal = error.without_frames()
-            return
+        wrong = None
+        # One that takes too long to compile is refused where it is used, as one that renders for ever.
+        with suppress(OverLimit):
+            wrong = self.find_error()
         if wrong is not None:
             raise UsageError(f"chat template, {wrong}; expected Jinja that transformers compiles")
 
@@ -63,7 +61,7 @@ class ChatTemplate:
 
         Raises `Rejected` (``template_refused``) with the template's own words.
         """
-        self.check_compiles()
+        self.find_error()
         names = {
             **self.special_tokens,
             **kwargs,
@@ -74,10 +72,12 @@ class ChatTemplate:
         }
         return BOUNDED_RUNS.run(render_source, self.source, names)
 
-    def check_compiles(self) -> None:
-        """Raise `OverLimit` where compiling the template alone takes more than a render may."""
-        if self._refusal is not None:
-            raise self._refusal.without_frames()
+    def find_error(self) -> str | None:
+        """Return why the template does not compile, None where it does.
+
+        Raises `OverLimit` where compiling alone takes more than a render may.
+        """
+        return read_source(find_syntax_error, self.source)
 
 
 def find_syntax_error(source: str) -> str | None:

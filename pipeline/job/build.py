@@ -11,18 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.config import PrepareConfig
-from pipeline.errors import StoreFailed, UsageError
+from pipeline.errors import DataRefused, StoreFailed, UsageError
 from pipeline.formats import check_format
 from pipeline.job.append import open_earlier_set
 from pipeline.job.merge import judge_rejects, merge_shards, write_set
 from pipeline.job.progress import ProgressReport
 from pipeline.job.publish import Target, sync_file
 from pipeline.job.row_map import RowMapper
-from pipeline.job.shard import encode_shard, read_lines_of
+from pipeline.job.shard import Progress, encode_shard, read_lines_of
 from pipeline.job.shard_record import ShardRecord, read_finished
 from pipeline.job.workers import OnProgress, run_shards
 from pipeline.rows import RowBuilder
@@ -31,7 +32,7 @@ from pipeline.seal import complete_seal, hash_seal
 from pipeline.source.files import SourceFile
 from pipeline.source.lines import SourceLine
 from pipeline.source.plan import SourcePlan, SourceShard
-from pipeline.template.limits import RENDER_CLOCK
+from pipeline.template.bounded import BOUNDED_RUNS
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ _AFTER_SHARDS: Final = frozenset({"on_duplicate"})
 # What is read before the work begins, so that workers begin with what it shows.
 _HEAD_LINES: Final = 200
 _HEAD_CHARACTERS: Final = 2**20
+# Each takes ten seconds.
+MOST_OVER: Final = 100
 
 
 def load_builder(config: PrepareConfig, files: Sequence[SourceFile]) -> RowBuilder:
@@ -76,8 +79,7 @@ def build_set(
     mapper = RowMapper(config, builder)
     folder = target.open_work(f"{_hash_shard_seal(seal)[:16]}-{plan.key[:8]}")
     try:
-        with RENDER_CLOCK.started():
-            records, reused = _make_shards(config, plan, mapper, folder, seal)
+        records, reused = _make_shards(config, plan, mapper, folder, seal)
         if not sum(record.lines for record in records):
             raise UsageError(
                 f"input: {', '.join(config.input)}: no line to read; expected JSONL examples"
@@ -168,26 +170,36 @@ def encode_shards(
     mapper: RowMapper,
     folder: Path,
     on_batch: OnProgress = lambda progress: None,
-    *,
-    watches_one: bool = False,
 ) -> Iterator[ShardRecord]:
     """Make shards on ``num_proc`` cores of this machine; yield the record of each as it is done.
-
-    ``watches_one``: a single worker is watched for silence as well.
 
     Raises what `pipeline.job.workers.run_shards` raises.
     """
 
-    def start_worker() -> None:
+    def start_worker(is_careful: bool) -> None:
         mapper.builder.encoder.use_one_thread()
-        RENDER_CLOCK.start()
+        if not is_careful:
+            BOUNDED_RUNS.use_this_process()
 
     def encode(shard: SourceShard, on_batch: OnProgress) -> ShardRecord:
+        BOUNDED_RUNS.on_over = partial(_count_over, shard, on_batch, count())
         return encode_shard(shard, mapper, config, folder, on_batch)
 
     size = sum(shard.bytes for shard in shards)
     workers = min(config.num_proc, max(1, size // _BYTES_PER_WORKER))
-    yield from run_shards(shards, encode, workers, on_batch, start_worker, watches_one=watches_one)
+    # Not kept beside the workers, who would each have its pipe.
+    BOUNDED_RUNS.end()
+    yield from run_shards(shards, encode, workers, on_batch, start_worker)
+
+
+def _count_over(shard: SourceShard, on_batch: OnProgress, number: Iterator[int]) -> None:
+    """Show that a worker lives, whose template breaks the limits; stop where it only does that."""
+    if next(number) == MOST_OVER:
+        raise DataRefused(
+            f"chat template: over {MOST_OVER} conversations of {shard.describe()} take more than a "
+            "render may; the job was stopped, mend the template"
+        )
+    on_batch(Progress(shard.index, "", 0, 0, 0, 0))
 
 
 def _read_head(shard: SourceShard) -> list[tuple[str, SourceLine]]:

@@ -100,7 +100,6 @@ def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iter
     # Takes transformers, which a task that has nothing to do, or must not, is spared.
     from pipeline.job.build import encode_shards, load_builder, settle_mapper
     from pipeline.job.row_map import RowMapper
-    from pipeline.template.limits import RENDER_CLOCK
 
     config = replace(plan.config, num_proc=plan.config.cpus_per_task)
     builder = load_builder(config, list(plan.source.sizes))
@@ -110,9 +109,8 @@ def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iter
         raise _other_machine(error.key, error.expected, error.found) from error
     mapper = RowMapper(config, builder)
     settle_mapper(mapper, missing[0])
-    with RENDER_CLOCK.started():
-        # The one who waits for a task hears nothing of its batches, so the task watches itself.
-        yield from encode_shards(config, missing, mapper, folder, watches_one=True)
+    # Whoever waits for a task hears nothing of its batches: its workers are watched here.
+    yield from encode_shards(config, missing, mapper, folder)
 
 
 def _other_machine(key: str, planned: object, here: object) -> UsageError:

@@ -14,27 +14,19 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.source.archive import LINES_PER_BYTE, most_lines
+
 _BUFFER_BYTES: Final = 2**20
 _PARQUET_BYTES: Final = 4 * 2**20
 """Decoded data of a Parquet file that is held at once, as its own figures have it."""
 _PARQUET_ROWS: Final = 64
 """Rows of it that are held at once: a file of a kilobyte may repeat a text of megabytes in each."""
 
-FREE_ROWS: Final = 2**20
-ROWS_PER_BYTE: Final = 20
-"""Beyond so many rows a file may not hold more than so many for each of its bytes: such rows say
-nothing. The shortest examples, 100 to 1 compressed, are 5 lines a byte."""
-
 _FILE_MAGIC: Final = b"ARROW1"
 _STREAM_END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Arrow's IPC formats: how a file begins, and how a stream ends."""
 
 ChooseColumns = Callable[[pa.Schema], list[str]]
-
-
-def most_rows(size: int) -> int:
-    """Return how many rows or lines a file of ``size`` bytes on disk may hold."""
-    return max(FREE_ROWS, ROWS_PER_BYTE * size)
 
 
 def read_batches(path: Path, choose: ChooseColumns) -> Iterator[pa.RecordBatch]:
@@ -86,10 +78,8 @@ def _field_without_texts(field: pa.Field) -> pa.Field:
 
 
 def _check_rows(rows: int, size: int) -> None:
-    if rows > most_rows(size):
-        raise pa.ArrowInvalid(
-            f"{size} bytes hold {rows} rows or more, over {ROWS_PER_BYTE} a byte, which can say nothing"
-        )
+    if rows > most_lines(size):
+        raise pa.ArrowInvalid(f"{size} bytes hold {rows} rows, over {LINES_PER_BYTE} for each byte")
 
 
 def _read_parquet(path: Path, choose: ChooseColumns) -> Iterator[pa.RecordBatch]:

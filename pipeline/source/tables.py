@@ -17,7 +17,7 @@ from pipeline.apart import EndedApart, run_apart
 from pipeline.arrow_file import read_batches
 from pipeline.errors import Rejected, UnreadableFile, excerpt_of
 from pipeline.formats import KNOWN_KEYS
-from pipeline.source.archive import EXPANSION_LIMIT, FREE_BYTES
+from pipeline.source.archive import EXPANSION_LIMIT
 from pipeline.source.cells import Decoder, find_decoder, write_json
 from pipeline.source.files import TABLE_SUFFIXES, SourceFile, unreadable
 from pipeline.source.lines import (
@@ -32,6 +32,8 @@ from pipeline.source.plan import Piece, whole_piece
 
 _BATCH_BYTES: Final = 4 * 2**20
 """Arrow data that is held as Python objects at once; those take several times as much."""
+_FREE_BYTES: Final = 2**26
+"""JSON that a table may give however small it is; see `EXPANSION_LIMIT`."""
 _MOST_ROWS: Final = 1024
 _FIRST_ROWS: Final = 16
 
@@ -108,7 +110,7 @@ def read_rows(path: str, name: str, max_line_bytes: int) -> Iterator[list[Source
             for part in _read_parts(batch, decode, rows, max_line_bytes):
                 rows += len(part)
                 content += sum(map(_size_of, part))
-                if content > max(FREE_BYTES, EXPANSION_LIMIT * size):
+                if content > max(_FREE_BYTES, EXPANSION_LIMIT * size):
                     reason = (
                         f"{size} bytes hold over {content} bytes of JSON, more than "
                         f"{EXPANSION_LIMIT} times as many; if that is meant, give it as JSONL"

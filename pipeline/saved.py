@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from pipeline.boundary import hash_context
 from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.damage import find_damage
-from pipeline.errors import SealMismatch, UsageError
+from pipeline.errors import SealMismatch, UnreadableFile, UsageError, excerpt_of
 from pipeline.job.publish import MANIFEST
 from pipeline.one_set import read_one_set
+from pipeline.row_files import check_row_files, list_row_files
 from pipeline.row_table import digest_rows, split_lists, sum_digests
 from pipeline.seal import check_tokenizer, hash_seal
 from pipeline.types import FLAGS, IGNORE_LABEL, REJECTED, TOKEN_COLUMNS, row_features
@@ -133,14 +134,7 @@ def _find_faults_of(folder: Path, tokenizer: str | PreTrainedTokenizerBase | Non
         findings.append(f"{MANIFEST}: the seal is not the one that its key was made from")
     try:
         splits = open_splits(folder)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        pa.ArrowException,
-    ) as error:
+    except (UnreadableFile, UsageError) as error:
         findings.append(f"{folder}: cannot be opened: {error}")
     else:
         findings += _find_row_faults(splits, manifest)
@@ -193,11 +187,21 @@ def restore_config(
 
 
 def open_splits(folder: Path) -> datasets.DatasetDict:
-    """Return the splits of a folder, nothing checked. Raises `UsageError` for a single data set."""
-    splits = datasets.load_from_disk(str(folder))
-    if isinstance(splits, datasets.Dataset):
-        raise UsageError(f"{folder}: a single Dataset; expected a DatasetDict with splits")
-    return splits
+    """Return the splits of a folder, its rows fit to be looked at but not compared with the manifest.
+
+    Raises `UsageError` for a folder of something else, `UnreadableFile` for files that are damaged.
+    """
+    check_row_files([file.path for file in list_row_files(folder)])
+    try:
+        return cast("datasets.DatasetDict", datasets.load_from_disk(str(folder)))
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError),
+        *(RuntimeError, ArithmeticError, MemoryError, pa.ArrowException),
+    ) as error:
+        found = excerpt_of(f"{type(error).__name__}: {error}")
+        raise UnreadableFile(
+            str(folder), 1, f"datasets cannot open it ({found}); fetch or prepare the set again"
+        ) from error
 
 
 def _check_tokenizer(manifest: dict[str, Any], tokenizer: str | PreTrainedTokenizerBase) -> None:

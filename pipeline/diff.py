@@ -14,8 +14,9 @@ import datasets
 import numpy as np
 
 from pipeline.errors import UsageError
+from pipeline.manifest import read_manifest
 from pipeline.row_prints import ASPECTS, KEY, RowPrints, match_rows
-from pipeline.saved import open_splits, read_manifest
+from pipeline.saved import open_splits
 from pipeline.store import find_folder
 from pipeline.view.settings import flatten_record
 

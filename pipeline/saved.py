@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,15 +16,18 @@ from numpy.typing import NDArray
 from pipeline.boundary import hash_context
 from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.damage import find_damage
-from pipeline.errors import SealMismatch, UsageError
-from pipeline.job.publish import MANIFEST
+from pipeline.errors import DataRefused, SealMismatch, UsageError, excerpt_of
+from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.row_table import digest_rows, split_lists, sum_digests
 from pipeline.seal import check_tokenizer, hash_seal
+from pipeline.set_layout import find_row_files
 from pipeline.store import find_folder
 from pipeline.types import FLAGS, IGNORE_LABEL, TOKEN_COLUMNS, row_features
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 _BATCH_ROWS = 512
 
@@ -66,7 +70,10 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
     finding, because nothing can be compared with it. Raises `UsageError` where there is no set.
     """
     folder = find_folder(path)
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except DataRefused as error:
+        return [str(error)]
     damage = list(find_damage(folder, manifest))
     findings = [str(each) for each in damage]
     if any(each.name == MANIFEST for each in damage):
@@ -75,15 +82,8 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
         findings.append(f"{MANIFEST}: the seal is not the one that its key was made from")
     try:
         splits = open_splits(folder)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        pa.ArrowException,
-    ) as error:
-        findings.append(f"{folder}: cannot be opened: {error}")
+    except (UsageError, DataRefused) as error:
+        findings.append(str(error))
     else:
         findings += _find_row_faults(splits, manifest)
     if tokenizer is not None:
@@ -101,44 +101,45 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
         raise SealMismatch(damage.name, damage.expected, found, "fetch or prepare the set again")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a set. Raises `UsageError` where there is none."""
-    try:
-        manifest: Any = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{folder}: no {MANIFEST} there; expected the folder of a prepared set"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{folder / MANIFEST}: {error}; expected JSON; prepare the set again"
-        ) from error
-    if not isinstance(manifest, dict):
-        raise UsageError(f"{folder / MANIFEST}: expected a JSON object; prepare the set again")
-    missing = {"digest", "seal", "counts", "config", "files"} - set(manifest)
-    if missing:
-        raise UsageError(
-            f"{folder / MANIFEST}: lacks {', '.join(sorted(missing))}; prepare the set again"
-        )
-    return manifest
-
-
 def restore_config(
     manifest: Mapping[str, Any], *, trust_remote_code: bool = False, **changes: Any
 ) -> PrepareConfig:
     """Return the settings that a set was made with, some of them changed.
 
     The set may be of others, so it is not asked whether code that comes with its tokenizer may run.
+    Settings that only a newer version knows are left out, and named in a warning.
     """
-    settings = {**manifest["config"], **changes, "trust_remote_code": trust_remote_code}
-    return config_from_mapping(settings, MANIFEST)
+    known = {item.name for item in dataclasses.fields(PrepareConfig)}
+    if newer := sorted(set(manifest["config"]) - known):
+        logger.warning(
+            "%s: settings of a newer version are left out: %s",
+            MANIFEST,
+            excerpt_of(", ".join(newer)),
+        )
+    kept = {name: value for name, value in manifest["config"].items() if name in known}
+    return config_from_mapping(
+        {**kept, **changes, "trust_remote_code": trust_remote_code}, MANIFEST
+    )
 
 
 def open_splits(folder: Path) -> datasets.DatasetDict:
-    """Return the splits of a folder, nothing checked. Raises `UsageError` for a single data set."""
-    splits = datasets.load_from_disk(str(folder))
-    if isinstance(splits, datasets.Dataset):
-        raise UsageError(f"{folder}: a single Dataset; expected a DatasetDict with splits")
+    """Return the splits of a folder, their rows not checked.
+
+    Raises `UsageError` for a single data set, `DataRefused` where nothing can be opened, or where
+    something in the folder points out of it.
+    """
+    find_row_files(folder)
+    try:
+        splits = datasets.load_from_disk(str(folder))
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+        pa.ArrowException,
+    ) as error:
+        words = excerpt_of(str(error) or type(error).__name__)
+        raise DataRefused(
+            f"{folder}: cannot be opened: {words}; prepare or pull the set again"
+        ) from error
+    assert isinstance(splits, datasets.DatasetDict), "a single one was refused before"
     return splits
 
 
@@ -158,7 +159,7 @@ def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> 
     settings = manifest["seal"]["settings"]
     expected = row_features(settings["columns"])
     digests: list[bytes] = []
-    rows_seen = 0
+    found: dict[str, int] = {}
     for split, rows in splits.items():
         if rows.features != expected:
             names = sorted(set(rows.features) ^ set(expected)) or "types"
@@ -178,9 +179,14 @@ def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> 
                 yield f"{split}: row {start + fault[0]}: {fault[1]}"
                 return
             digests += digest_rows(table, [str(split)] * table.num_rows)
-        rows_seen += len(rows)
-    if rows_seen != manifest["counts"]["rows"]:
-        yield f"{MANIFEST}: counts {manifest['counts']['rows']} rows, found {rows_seen}"
+        found[str(split)] = len(rows)
+    counts = manifest["counts"]
+    if (rows_seen := sum(found.values())) != counts["rows"]:
+        yield f"{MANIFEST}: counts {counts['rows']} rows, found {rows_seen}"
+    elif found != {
+        split: rows for split, rows in counts["rows_by_split"].items() if rows or split in found
+    }:
+        yield f"{MANIFEST}: counts {counts['rows_by_split']} rows by split, found {found}"
     if (digest := sum_digests(digests)) != manifest["digest"]:
         yield f"{MANIFEST}: digest {manifest['digest'][:16]}…, the rows give {digest[:16]}…"
 

@@ -160,7 +160,7 @@ def show_differences(options: DiffOptions) -> int:
 
 def _write_report(folder: Path, target: Path, tokenizer: str | None) -> None:
     from pipeline.errors import SealMismatch, UsageError
-    from pipeline.saved import read_manifest
+    from pipeline.manifest import read_manifest
     from pipeline.view.report import load_builder, write_report
 
     manifest = read_manifest(folder)

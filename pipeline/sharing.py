@@ -133,16 +133,21 @@ def pull(options: PullOptions) -> int:
 
 def _count_rows(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return what both verbs say of the rows in JSON."""
+    from pipeline.manifest import left_out_of
+
     return {
         "digest": manifest["digest"],
         "rows": manifest["counts"]["rows"],
-        "left_out": manifest["left_out"],
+        "left_out": left_out_of(manifest),
     }
 
 
 def _describe_rows(manifest: Mapping[str, Any]) -> str:
     """Return what both verbs say of the rows in words: how many, their digest, what they lack."""
-    parts = [f"{kind} {', '.join(names)}" for kind, names in manifest["left_out"].items() if names]
+    from pipeline.manifest import left_out_of
+
+    left_out = left_out_of(manifest)
+    parts = [f"{kind} {', '.join(names)}" for kind, names in left_out.items() if names]
     lacking = f"\n  left out when it was pushed: {'; '.join(parts)}" if parts else ""
     return f"\n  {manifest['counts']['rows']} rows, digest {manifest['digest']}{lacking}"
 

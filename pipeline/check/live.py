@@ -22,8 +22,9 @@ from pipeline.encode import TextEncoder
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples import TrainingExample
 from pipeline.formats import read_example
+from pipeline.manifest import read_manifest
 from pipeline.rows import RowBuilder
-from pipeline.saved import open_splits, read_manifest, restore_config
+from pipeline.saved import open_splits, restore_config
 from pipeline.server import ChatRequest
 from pipeline.source.data_sets import expand_data_sets
 from pipeline.source.files import find_files
@@ -80,7 +81,7 @@ def compare_with_server(
     if not chosen:
         nothing = f"{path}: none of its rows can be compared with a server"
         return Comparison(0, 0, skipped, [nothing])
-    examples = _read_examples(config, manifest["formats"], chosen)
+    examples = _read_examples(config, manifest.get("formats", {}), chosen)
     points = [_point_of(row, examples[row["source"]]) for row in chosen]
     differences = _find_differences(chosen, points, server, config)
     return Comparison(len(chosen), len(chosen) - len(differences), skipped, _report(differences))

@@ -19,6 +19,7 @@ from pipeline.errors import SealMismatch, UsageError
 from pipeline.hub.remote_set import PROVENANCE_COLUMNS
 from pipeline.job.append import EXAMPLES
 from pipeline.job.merge import REJECTS
+from pipeline.manifest import left_out_of
 from pipeline.seal import hash_file_bytes
 from pipeline.source.data_sets import HUB_PREFIX
 from pipeline.view.card import PICTURE, HubPlace, make_card
@@ -98,7 +99,7 @@ def _name_left_out(
     folder: Path, manifest: Mapping[str, Any], *, strips: bool
 ) -> dict[str, list[str]]:
     """Return the columns and files that stay at home, and those that a pulled set lacks already."""
-    already: Mapping[str, list[str]] = manifest.get("left_out", {"columns": [], "files": []})
+    already = left_out_of(manifest)
     columns, files = set(already["columns"]), set(already["files"])
     if strips:
         if manifest["seal"]["settings"]["columns"] == "full":

@@ -126,7 +126,7 @@ def write_set(
     """
     earlier = merged.earlier
     splits = {
-        name: [*(earlier.rows[name] if earlier else ()), *_place_rows(merged, name)]
+        name: [*(earlier.rows.get(name, ()) if earlier else ()), *_place_rows(merged, name)]
         for name in split_names(config)
     }
     placed = write_splits(staging, splits, config.columns)

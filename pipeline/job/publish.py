@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -20,10 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UsageError
-
-MANIFEST = "manifest.json"
-"""The file whose presence makes a folder a sealed set; it is written last."""
+from pipeline.bounded_json import NotThatJson, read_object
+from pipeline.errors import DataRefused, UsageError
+from pipeline.manifest import MANIFEST, read_manifest
 
 SET_FILES = frozenset(
     {
@@ -65,10 +63,10 @@ class Target:
     def holds_set(self) -> bool:
         """True where a sealed set stands at the output; others have a file of that name too."""
         try:
-            manifest: object = json.loads((self.path / MANIFEST).read_bytes())
-        except (OSError, ValueError):
+            manifest = read_object(self.path / MANIFEST)
+        except (OSError, NotThatJson):
             return False
-        return isinstance(manifest, dict) and "digest" in manifest and "seal" in manifest
+        return "digest" in manifest and "seal" in manifest
 
     @property
     def location(self) -> Path | str:
@@ -78,12 +76,12 @@ class Target:
     def read_whole_set(self) -> dict[str, Any] | None:
         """Return the manifest of the set at the output, if none of its files is missing or cut."""
         try:
-            manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_bytes())
+            manifest = read_manifest(self.path)
             sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
             is_whole = all(
                 (self.path / name).stat().st_size == size for name, size in sizes.items()
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, UsageError, DataRefused):
             return None
         return manifest if is_whole else None
 

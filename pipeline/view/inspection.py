@@ -9,7 +9,8 @@ import datasets
 
 from pipeline.encode import TextEncoder
 from pipeline.errors import UsageError
-from pipeline.saved import open_splits, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.saved import open_splits
 from pipeline.seal import check_encoder
 from pipeline.store import find_folder
 from pipeline.view.page import describe_row, render_page, write_page

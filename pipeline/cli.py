@@ -48,6 +48,9 @@ class VerifyOptions:
     rows: int = 100
     """Number of rows to compare with the server."""
 
+    timeout: float = 60.0
+    """For --server: seconds that one answer may take, at most 600."""
+
     trust_remote_code: bool = False
     """For --server: let the tokenizer's repository run its own code, if the set was made so."""
 
@@ -144,6 +147,7 @@ def run_verify(args: Sequence[str]) -> int:
             options.set,
             options.server,
             options.rows,
+            timeout=options.timeout,
             trust_remote_code=options.trust_remote_code,
         )
         findings += comparison.findings

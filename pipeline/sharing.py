@@ -6,7 +6,6 @@ that ``huggingface_hub`` finds (``hf auth login``, or HF_TOKEN): it is no settin
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import tyro
+
+from pipeline.streams import say, say_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +97,10 @@ def push(options: PushOptions) -> int:
             "was_there": pushed.was_there,
             **_count_rows(manifest),
         }
-        print(json.dumps(figures, ensure_ascii=False))
+        say_json(figures)
         return 0
     done = "is there already, same seal and digest" if pushed.was_there else "pushed"
-    print(
+    say(
         f"{pushed.place.repo} ({pushed.place.config_name}, {pushed.revision}): {done}, "
         f"{'private' if pushed.is_private else 'public'}" + _describe_rows(manifest)
     )
@@ -124,10 +125,10 @@ def pull(options: PullOptions) -> int:
             "was_there": pulled.was_there,
             **_count_rows(manifest),
         }
-        print(json.dumps(figures, ensure_ascii=False))
+        say_json(figures)
         return 0
     done = "is there already" if pulled.was_there else "pulled and verified"
-    print(f"{pulled.output}: {done}" + _describe_rows(manifest))
+    say(f"{pulled.output}: {done}" + _describe_rows(manifest))
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import tyro
 
 from pipeline.config import config_from_mapping, nearest_known
-from pipeline.errors import ContextFrozenError, UsageError, escape_controls
+from pipeline.errors import ContextFrozenError, UsageError, escape_controls, shorten_middle
 from pipeline.flags import parse_config, parse_options
 from pipeline.seeing import (
     DiffOptions,
@@ -249,6 +249,9 @@ VERBS = {
 }
 
 
+_MOST_WORDS = 4000
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -261,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown verb {args[0]!r}{nearest_known(args[0], VERBS)}")
         return verb.run(args[1:])
     except ContextFrozenError as error:
-        words = escape_controls(str(error), keep="\n")
+        words = shorten_middle(escape_controls(str(error), keep="\n"), _MOST_WORDS)
         print(f"context-frozen: {words}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:

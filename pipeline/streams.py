@@ -47,8 +47,8 @@ def say_fault(kind: type[BaseException], error: BaseException, trace: TracebackT
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
         words = excerpt_of(str(error))
         print(
-            f"context-frozen: a fault of context-frozen itself: {kind.__name__} at {place}: {words}; the "
-            "output is as it was before; CONTEXT_FROZEN_TRACEBACK=1 shows all of it: please report it",
+            f"context-frozen: a fault of context-frozen itself: {kind.__name__} at {place}: {words}; "
+            "CONTEXT_FROZEN_TRACEBACK=1 shows all of it: please report it",
             file=sys.stderr,
         )
     sys.exit(70)

@@ -6,10 +6,10 @@ Nothing heavy is imported, so that a finished job can be recognised before trans
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, cast
 
+from pipeline.bounded_json import NotThatJson, read_object
 from pipeline.errors import UsageError
 
 # Everything that transformers reads for a tokenizer; config.json because its model_type decides
@@ -61,11 +61,14 @@ def find_tokenizer_folder(path: str) -> Path:
             f"tokenizer: {path}: no such folder; expected a folder or a Hub name like org/model"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # The class is of the HTTP library that the installed client was built on.
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         return Path(snapshot_download(path, allow_patterns=list(_PATTERNS)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        # Answers of the Hub are an OSError; a token that is no ASCII is a ValueError.
         raise UsageError(
             f"tokenizer: {path}: neither a folder nor to be had from the Hub ({type(error).__name__}); "
             "check the name, or download it first and give the folder"
@@ -117,9 +120,8 @@ def _read_json(folder: Path | None, name: str) -> dict[str, Any]:
     if folder is None or not (folder / name).is_file():
         return {}
     try:
-        values: object = json.loads((folder / name).read_bytes())
-    except ValueError as error:
-        raise UsageError(f"tokenizer: {folder / name}: {error}; expected JSON") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"tokenizer: {folder / name}: expected a JSON object")
-    return cast("dict[str, Any]", values)
+        return read_object(folder / name)
+    except NotThatJson as error:
+        raise UsageError(f"tokenizer: {folder / name}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"tokenizer: {folder / name}: {error.strerror}; expected JSON") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from pipeline.errors import Rejected, UsageError
+from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.template.limits import RENDER_CLOCK, join_text
 from pipeline.template.sandbox import chat_sandbox
 
@@ -52,6 +52,12 @@ class ChatTemplate:
             raise UsageError(
                 f"chat template, line {error.lineno}: {error.message}; "
                 "expected Jinja that transformers compiles"
+            ) from error
+        except (RecursionError, MemoryError, SyntaxError, ValueError, TypeError) as error:
+            # What Jinja makes Python of is nested too deep for Python itself.
+            words = excerpt_of(str(error) or type(error).__name__)
+            raise UsageError(
+                f"chat template: {words}; expected Jinja that transformers compiles"
             ) from error
         self._names: dict[str, Any] = {**self._compiled.globals, **self.special_tokens}
 
@@ -131,7 +137,7 @@ def resolve_templates(
 ) -> ChatTemplates:
     """Return the templates of ``tokenizer``, or the one in the file ``chat_template``.
 
-    Raises `UsageError` where the file cannot be read or does not compile.
+    Raises `UsageError` where the file cannot be read or does not compile, or where there is no text.
     """
     special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     if chat_template is not None:
@@ -148,4 +154,10 @@ def resolve_templates(
         return ChatTemplates({}, special_tokens)
     if isinstance(own, str):
         return ChatTemplates({"default": own}, special_tokens)
-    return ChatTemplates(dict(own), special_tokens)
+    sources: dict[Any, Any] = dict(own) if isinstance(own, Mapping) else {"": own}
+    if not all(isinstance(each, str) for pair in sources.items() for each in pair):
+        raise UsageError(
+            f"chat template: found {excerpt_of(own)} as chat_template of the tokenizer; expected text, or "
+            "texts by name: mend its tokenizer_config.json, or give chat_template: FILE.jinja"
+        )
+    return ChatTemplates(sources, special_tokens)

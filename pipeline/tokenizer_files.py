@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.bounded_json import NotThatJson, read_object
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, shorten_middle
 
 # Everything that transformers reads for a tokenizer; config.json because its model_type decides
 # which class transformers 5 builds, generation_config.json for the stop ids.
@@ -40,25 +40,37 @@ _PATTERNS = (
 )
 
 
+_LONGEST_SHOWN = 200
+
+
 def find_tokenizer_folder(path: str) -> Path:
     """Return the folder of a tokenizer given as a folder or as a Hub name.
 
     A Hub name is fetched (or taken from the local cache) with ``huggingface_hub``, tokenizer files
     only. Raises `UsageError` where nothing is found.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    shown = shorten_middle(path, _LONGEST_SHOWN)
+    try:
+        folder = Path(path).expanduser()
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError) as error:
+        # A name past the limit, a home of nobody.
+        raise UsageError(
+            f"tokenizer: {shown}: {getattr(error, 'strerror', None) or error}; expected a folder or a Hub "
+            "name like org/model"
+        ) from error
+    if is_folder:
         if not hash_tokenizer_files(folder):
             raise UsageError(
-                f"tokenizer: {path}: no tokenizer file in this folder; "
+                f"tokenizer: {shown}: no tokenizer file in this folder; "
                 "expected tokenizer.json and its neighbours"
             )
         return folder
-    if folder.exists():
-        raise UsageError(f"tokenizer: {path} is a file; expected the folder that holds it")
+    if is_there:
+        raise UsageError(f"tokenizer: {shown} is a file; expected the folder that holds it")
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UsageError(
-            f"tokenizer: {path}: no such folder; expected a folder or a Hub name like org/model"
+            f"tokenizer: {shown}: no such folder; expected a folder or a Hub name like org/model"
         )
     from huggingface_hub import snapshot_download
 
@@ -70,7 +82,7 @@ def find_tokenizer_folder(path: str) -> Path:
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         # Answers of the Hub are an OSError; a token that is no ASCII is a ValueError.
         raise UsageError(
-            f"tokenizer: {path}: neither a folder nor to be had from the Hub ({type(error).__name__}); "
+            f"tokenizer: {shown}: neither a folder nor to be had from the Hub ({type(error).__name__}); "
             "check the name, or download it first and give the folder"
         ) from error
 

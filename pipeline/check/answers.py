@@ -107,4 +107,4 @@ def _read_body(answer: Any, deadline: float, seconds: float, most_bytes: int) ->
 
 
 def _too_late(seconds: float) -> BrokenAnswer:
-    return BrokenAnswer(f"no whole answer within {seconds:g} s")
+    return BrokenAnswer(f"no whole answer within {seconds:g} s, which --timeout may raise")

@@ -147,9 +147,7 @@ class LiveServer:
                 request.add_unredirected_header("Authorization", self._credentials)
             answer = fetch_answer(request, seconds=self._seconds, most_bytes=most)
         except (BrokenAnswer, ValueError) as error:
-            raise ServerError(
-                f"{self._url}{path}: {error}; is a server running there? --timeout gives it more time"
-            ) from error
+            raise ServerError(f"{self._url}{path}: {error}; is a server running there?") from error
         if answer.status != 200:
             raise _Refused(self._url + path, answer.status, _words_of(answer))
         return self._parse(path, answer.body)

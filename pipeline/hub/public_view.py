@@ -110,8 +110,16 @@ def _name_left_out(
 
 def _name_of(path: str) -> str:
     """Return the name of a path; a name on the Hub, ``org/name``, as it is."""
-    is_on_hub = path.count("/") == 1 and path[0] not in "./~" and not Path(path).exists()
+    is_on_hub = path.count("/") == 1 and path[0] not in "./~" and not _is_there(path)
     return path if is_on_hub else Path(path).name
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:
+        # A name past the limit.
+        return False
 
 
 def _describe_file(content: Path | bytes) -> dict[str, Any]:

@@ -7,7 +7,6 @@ are refused with the nearest known one. Exit codes: 0 done, 1 data refused, 2 wr
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from typing import Any, Literal, cast
 import tyro
 
 from pipeline.config import config_from_mapping, nearest_known
-from pipeline.errors import ContextFrozenError, UsageError, escape_controls
+from pipeline.errors import ContextFrozenError, UsageError, escape_controls, shorten_middle
 from pipeline.flags import parse_config, parse_options
 from pipeline.seeing import (
     DiffOptions,
@@ -32,6 +31,7 @@ from pipeline.seeing import (
     show_rows,
 )
 from pipeline.sharing import PullOptions, PushOptions, pull, push
+from pipeline.streams import SafeFormatter, Streams, say, say_fault, say_json
 
 # Names of unread keys in the summary; manifest.json has them all.
 _KEYS_SHOWN = 12
@@ -52,6 +52,9 @@ class VerifyOptions:
 
     rows: int = 100
     """Number of rows to compare with the server."""
+
+    timeout: float = 60.0
+    """For --server: seconds that one answer may take, at most 600."""
 
     trust_remote_code: bool = False
     """For --server: let the tokenizer's repository run its own code, if the set was made so."""
@@ -113,13 +116,13 @@ def run_prepare(args: Sequence[str]) -> int:
             "rows_before": prepared.rows_before,
             **prepared.manifest,
         }
-        print(json.dumps(figures, ensure_ascii=False))
+        say_json(figures)
         return 0
     counts = prepared.counts
     lines = f"{counts['lines']} lines"
     if counts["points"] != counts["lines"]:
         lines += f" with {counts['points']} decision points"
-    print(
+    say(
         f"{prepared.output}: {prepared.describe()}\n"
         f"  {lines} = {counts['rows']} rows + {counts['rejects']} rejects"
         + "".join(f"\n    {code}: {number}" for code, number in counts["by_code"].items())
@@ -166,6 +169,7 @@ def run_verify(args: Sequence[str]) -> int:
             options.set,
             options.server,
             options.rows,
+            timeout=options.timeout,
             trust_remote_code=options.trust_remote_code,
         )
         findings += comparison.findings
@@ -173,11 +177,11 @@ def run_verify(args: Sequence[str]) -> int:
         figures = {"set": options.set, "ok": not findings, "findings": findings}
         if comparison is not None:
             figures |= comparison.to_dict()
-        print(json.dumps(figures, ensure_ascii=False))
+        say_json(figures)
         return 1 if findings else 0
     if comparison is not None:
-        print(comparison.summary)
-    print("\n".join(findings) or f"{options.set}: digest, invariants and seal hold")
+        say(comparison.summary)
+    say("\n".join(findings) or f"{options.set}: digest, invariants and seal hold")
     return 1 if findings else 0
 
 
@@ -192,7 +196,7 @@ def run_check(args: Sequence[str]) -> int:
     del values["json"]
     checked = check_tokenizer_and_template(config_from_mapping(values, "check"))
     if options.json:
-        print(json.dumps(checked.to_dict(), ensure_ascii=False))
+        say_json(checked.to_dict())
     else:
         print_check(checked)
     return 0
@@ -235,7 +239,7 @@ def run_clean(args: Sequence[str]) -> int:
     gone: list[int] = []
     for leftover in find(Path(options.folder), other_machines=options.other_machines):
         stays = f" stay: {leftover.used}" if leftover.used else ""
-        print(escape_controls(f"{leftover.path}: {leftover.bytes} bytes{stays}"))
+        say(f"{leftover.path}: {leftover.bytes} bytes{stays}")
         gone += [] if leftover.used else [leftover.bytes]
     done = "would be removed" if options.dry_run else "removed"
     print(f"{len(gone)} leftovers, {sum(gone)} bytes {done}")
@@ -248,19 +252,28 @@ class Verb:
 
     run: Callable[[Sequence[str]], int]
     purpose: str
+    only_shows: bool = False
+    """True where nothing was done if its words cannot be written."""
 
 
 VERBS = {
     "prepare": Verb(run_prepare, "turn JSONL examples into a sealed Arrow data set"),
-    "inspect": Verb(run_inspect, "show rows as coloured tokens with the boundary"),
-    "check": Verb(run_check, "say what a tokenizer and its template do"),
+    "inspect": Verb(run_inspect, "show rows as coloured tokens with the boundary", only_shows=True),
+    "check": Verb(run_check, "say what a tokenizer and its template do", only_shows=True),
     "verify": Verb(run_verify, "check a saved set: digest, invariants, seal"),
-    "report": Verb(run_report, "say what a set holds: lengths, costs, and with --html all of it"),
+    "report": Verb(
+        run_report,
+        "say what a set holds: lengths, costs, and with --html all of it",
+        only_shows=True,
+    ),
     "diff": Verb(run_diff, "say what differs between two builds of a set"),
     "push": Verb(run_push, "put a set on the Hugging Face Hub, private unless --public"),
     "pull": Verb(run_pull, "fetch a set from the Hub, checked against its digest"),
     "clean": Verb(run_clean, "remove what killed jobs left beside their sets"),
 }
+
+
+_MOST_WORDS = 4000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -275,12 +288,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown verb {args[0]!r}{nearest_known(args[0], VERBS)}")
         return verb.run(args[1:])
     except ContextFrozenError as error:
-        words = escape_controls(str(error), keep="\n")
+        words = shorten_middle(escape_controls(str(error), keep="\n"), _MOST_WORDS)
         print(f"context-frozen: {words}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output (head, less) has seen enough; nothing is left to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output (head, less) has seen enough.
         return 0
     except KeyboardInterrupt as stop:
         print(
@@ -323,11 +335,28 @@ _owns_process = False
 
 
 def run_command() -> int:
-    """Run the command of this process and return its exit code: the console script."""
+    """Run the command of this process and return its exit code: the console script.
+
+    The code says what was done, whether or not somebody could read of it; but where showing was all
+    that there was to do, standard output that cannot be written is a failure. A pipe that was closed
+    (head, less) is none: its reader has seen enough.
+    """
     global _owns_process
     _owns_process = True
     _hear_signals()
-    return main()
+    verb = VERBS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    only_shows = verb is None or verb.only_shows
+    streams = Streams(ends_with_reader=only_shows)
+    sys.excepthook = say_fault
+    code = main()
+    failure = streams.flush()
+    if failure is not None and not isinstance(failure, BrokenPipeError):
+        print(
+            f"context-frozen: standard output cannot be written: {failure.strerror or failure}",
+            file=sys.stderr,
+        )
+        code = code or int(only_shows)
+    return code
 
 
 def _prepare_libraries(*, may_need_torch: bool = False) -> None:
@@ -339,7 +368,9 @@ def _prepare_libraries(*, may_need_torch: bool = False) -> None:
     if _owns_process and not may_need_torch:
         sys.modules.setdefault("torch", cast("Any", None))
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from pipeline.job.publish import MANIFEST
+from pipeline.manifest import MANIFEST, lies_inside
 from pipeline.seal import hash_file_bytes, hash_json
 
 
@@ -62,6 +62,8 @@ def find_damage(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Damage]:
 
 def _find_damage_of(folder: Path, name: str, files: Mapping[str, Any]) -> Damage | None:
     path, entry = folder / name, files[name]
+    if not lies_inside(folder, path):
+        return Damage(name, f"{entry['bytes']} bytes", "a link to outside of the set")
     if not path.is_file():
         expected, found = f"{entry['bytes']} bytes", "no such file"
     else:
@@ -97,11 +99,20 @@ def _name_bad_rows(path: Path, blocks: Sequence[str], start: int, split: str) ->
     with path.open("rb") as file:
         for block in blocks:
             rows, size, checksum = _read_block(block)
-            if zlib.crc32(file.read(size)) != checksum:
+            if _sum_next(file, size) != checksum:
                 end = start + rows - 1
                 return f"first bad rows: {start} to {end} of {split}" if rows else "no row is hit"
             start += rows
     return "no row is hit"
+
+
+def _sum_next(file: BinaryIO, size: int) -> int:
+    """Return the checksum of the next ``size`` bytes, or of as many as there are."""
+    checksum = 0
+    while size and (data := file.read(min(size, 2**20))):
+        checksum = zlib.crc32(data, checksum)
+        size -= len(data)
+    return checksum
 
 
 def _count_rows(blocks: Sequence[str]) -> int:

@@ -15,9 +15,10 @@ import datasets
 import numpy as np
 
 from pipeline.errors import UsageError
+from pipeline.manifest import read_manifest
 from pipeline.one_set import read_one_set
 from pipeline.row_prints import ASPECTS, KEY, RowPrints, match_rows
-from pipeline.saved import open_splits, read_manifest
+from pipeline.saved import open_splits
 from pipeline.view.settings import flatten_record
 
 

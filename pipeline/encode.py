@@ -36,6 +36,9 @@ from pipeline.tokenizer_files import (
 
 __all__ = ["EncodedBatch", "Ids", "TextEncoder"]
 
+# Of what a library says of a folder that it cannot load.
+_MOST_WORDS = 400
+
 # Texts that a first-position rule would change: letters, spaces, newlines, digits, other scripts.
 _ANCHOR_PROBES = (
     "x",
@@ -107,8 +110,9 @@ class TextEncoder:
         try:
             tokenizer = _load_tokenizer(folder.resolve(), files, trust_remote_code)
         except Exception as error:  # `tokenizers` raises nothing more precise for a torn file.
+            words = " ".join(str(error).split())[:_MOST_WORDS] or type(error).__name__
             raise UsageError(
-                f"tokenizer: {path}: {error}; expected a folder that AutoTokenizer "
+                f"tokenizer: {path}: {words}; expected a folder that AutoTokenizer "
                 f"of transformers {transformers.__version__} loads"
             ) from error
         return cls(tokenizer, folder, encoder, is_shared=False)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any, Self
 
 EXCERPT_LIMIT = 80
+REASON_LIMIT = 600
+"""More than any reason of ours has; a template's own words may have megabytes."""
 
 
 def escape_controls(text: str, keep: str = "") -> str:
@@ -34,6 +36,20 @@ def excerpt_of(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
     head = escape_controls(text[: EXCERPT_LIMIT + 1])
     return head if len(head) <= EXCERPT_LIMIT else head[: EXCERPT_LIMIT - 1] + "…"
+
+
+def shorten_middle(text: str, most: int = REASON_LIMIT) -> str:
+    """Return ``text`` without its middle where it is longer than ``most``: names of others may be long.
+
+    What a message says first and last (what was found, what to do) stays.
+
+    >>> shorten_middle("unknown role 'aaaaaaaaaaaa'; name another", 30)
+    "unknown role 'aaaa…ame another"
+    """
+    if len(text) <= most:
+        return text
+    head = most * 3 // 5
+    return f"{text[:head]}…{text[head + 1 - most :]}"
 
 
 class ContextFrozenError(Exception):
@@ -74,7 +90,7 @@ class Rejected(ContextFrozenError, ValueError):
         super().__init__(code, reason, found)
         self.code, self.reason, self.excerpt = (
             code,
-            reason,
+            shorten_middle(reason),
             excerpt_of(found) if found != "" else "",
         )
 

@@ -17,8 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.manifest import read_manifest
 from pipeline.row_columns import RowColumns
-from pipeline.saved import open_splits, read_manifest
+from pipeline.saved import open_splits
 
 Lengths = NDArray[np.int64]
 
@@ -79,6 +80,7 @@ def measure_set(path: str | Path, max_lens: Sequence[int]) -> LengthReport:
     if wrong := [max_len for max_len in max_lens if max_len < 2]:
         raise UsageError(f"max_lens: found {wrong[0]}; expected at least 2 tokens")
     read_manifest(Path(path))
+    # What is refused when a set is opened is refused here too.
     open_splits(Path(path))
     return measure_table(RowColumns(Path(path)).table, max_lens)
 

@@ -17,7 +17,7 @@ import pyarrow.compute
 
 from pipeline.job.duplicates import key_ids
 from pipeline.job.shard_file import read_table
-from pipeline.row_files import list_row_files, list_splits
+from pipeline.set_layout import find_row_files
 from pipeline.types import ROW_SCHEMA
 
 # Its functions are made when it is imported, so that no type checker knows them.
@@ -54,14 +54,17 @@ class RowColumns:
 
     def __init__(self, folder: Path) -> None:
         """Read the columns of the set in ``folder``."""
-        self.rows_by_split = dict.fromkeys(list_splits(folder), 0)
+        # `datasets` keeps what users made of a set beside it, in files of the same suffix.
+        files = find_row_files(folder)
+        self.rows_by_split = dict.fromkeys(files, 0)
         self._parts: list[RowPart] = []
         tables: list[pa.Table] = []
-        for split, path in list_row_files(folder):
-            tables.append(_read_file(path))
-            start, rows = self.rows_by_split[split], tables[-1].num_rows
-            self._parts.append(RowPart(split, path, start, rows))
-            self.rows_by_split[split] += rows
+        for split, paths in files.items():
+            for path in paths:
+                tables.append(_read_file(path))
+                start, rows = self.rows_by_split[split], tables[-1].num_rows
+                self._parts.append(RowPart(split, path, start, rows))
+                self.rows_by_split[split] += rows
         self.table: pa.Table = pa.concat_tables(tables).unify_dictionaries()
 
     def rows_at(self, numbers: Sequence[int]) -> list[tuple[str, int, dict[str, Any]]]:

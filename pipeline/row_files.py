@@ -7,58 +7,29 @@ row, without nulls. What the rows say is for `pipeline.saved.verify`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
-from typing import Any, Final, NamedTuple, cast
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.apart import EndedApart, run_apart
 from pipeline.arrow_file import read_batches
-from pipeline.errors import UnreadableFile, UsageError, excerpt_of
+from pipeline.errors import UnreadableFile, excerpt_of
+from pipeline.set_layout import find_row_files
 from pipeline.source.archive import EXPANSION_LIMIT, FREE_BYTES
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA
 
-_LIST_OF_SPLITS: Final = "dataset_dict.json"
-_LIST_OF_FILES: Final = "state.json"
 
+def check_row_files(folder: Path) -> None:
+    """Refuse a saved set whose files of rows cannot be looked at.
 
-class SplitFile(NamedTuple):
-    """A file of rows of a split."""
-
-    split: str
-    path: Path
-
-
-def list_splits(folder: Path) -> list[str]:
-    """Return the names of the splits of a set.
-
-    Raises `UsageError` for a folder that is no saved `datasets.DatasetDict`, `UnreadableFile` for one
-    whose lists are not what ``save_to_disk`` writes.
+    Raises `UnreadableFile`, and what `pipeline.set_layout.find_row_files` raises.
     """
-    if not (folder / _LIST_OF_SPLITS).is_file():
-        if (folder / _LIST_OF_FILES).is_file():
-            raise UsageError(f"{folder}: a single Dataset; expected a DatasetDict with splits")
-        raise UsageError(
-            f"{folder}: no {_LIST_OF_SPLITS} there; expected the folder of a saved set"
-        )
-    return _read_names(folder / _LIST_OF_SPLITS, "splits", None)
+    check_files_of_rows([path for paths in find_row_files(folder).values() for path in paths])
 
 
-def list_row_files(folder: Path) -> list[SplitFile]:
-    """Return the files of rows of a set, in order, as `datasets` finds them; others may lie beside.
-
-    Raises what `list_splits` raises.
-    """
-    return [
-        SplitFile(split, folder / split / name)
-        for split in list_splits(folder)
-        for name in _read_names(folder / split / _LIST_OF_FILES, "_data_files", "filename")
-    ]
-
-
-def check_row_files(paths: Sequence[Path]) -> None:
+def check_files_of_rows(paths: Sequence[Path]) -> None:
     """Refuse Arrow or Parquet files of rows that cannot be looked at. Raises `UnreadableFile`."""
     name = str(paths[0]) if paths else ""
     try:
@@ -67,21 +38,6 @@ def check_row_files(paths: Sequence[Path]) -> None:
     except EndedApart as error:
         reason = f"cannot be read ({error}); fetch or prepare the set again"
         raise UnreadableFile(name, 1, reason) from error
-
-
-def _read_names(path: Path, key: str, inner: str | None) -> list[str]:
-    """Return a list of names in a JSON file; each must be a name and no path."""
-    try:
-        listed: Any = json.loads(path.read_bytes())[key]
-        names: list[Any] = [each[inner] if inner else each for each in cast("list[Any]", listed)]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        reason = f"{excerpt_of(str(error))}; expected what save_to_disk wrote: save the set again"
-        raise UnreadableFile(str(path), 1, reason) from error
-    for name in names:
-        if not isinstance(name, str) or PurePath(name).name != name or name == "..":
-            reason = f"found {excerpt_of(name)}, expected a name in this folder: save the set again"
-            raise UnreadableFile(str(path), 1, reason)
-    return names
 
 
 def _check_files(paths: Sequence[str]) -> Iterator[str]:

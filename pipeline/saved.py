@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from pipeline.boundary import hash_context
 from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.damage import find_damage
-from pipeline.errors import SealMismatch, UnreadableFile, UsageError, excerpt_of
-from pipeline.job.publish import MANIFEST
+from pipeline.errors import DataRefused, SealMismatch, UnreadableFile, UsageError, excerpt_of
+from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.one_set import read_one_set
-from pipeline.row_files import check_row_files, list_row_files
+from pipeline.row_files import check_row_files
 from pipeline.row_table import digest_rows, split_lists, sum_digests
 from pipeline.seal import check_tokenizer, hash_seal
 from pipeline.types import FLAGS, IGNORE_LABEL, REJECTED, TOKEN_COLUMNS, row_features
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # Its functions are made when it is imported, so that no type checker knows them.
 _compute: Any = pyarrow.compute
+logger = logging.getLogger(__name__)
 
 _BATCH_ROWS = 512
 # Since this format of the seal, the worse continuations of pairs are in a split of their own.
@@ -125,7 +127,10 @@ def _open_checked(folder: Path) -> tuple[Path, dict[str, Any], datasets.DatasetD
 
 
 def _find_faults_of(folder: Path, tokenizer: str | PreTrainedTokenizerBase | None) -> list[str]:
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except DataRefused as error:
+        return [str(error)]
     damage = list(find_damage(folder, manifest))
     findings = [str(each) for each in damage]
     if any(each.name == MANIFEST for each in damage):
@@ -134,8 +139,8 @@ def _find_faults_of(folder: Path, tokenizer: str | PreTrainedTokenizerBase | Non
         findings.append(f"{MANIFEST}: the seal is not the one that its key was made from")
     try:
         splits = open_splits(folder)
-    except (UnreadableFile, UsageError) as error:
-        findings.append(f"{folder}: cannot be opened: {error}")
+    except (UnreadableFile, UsageError, DataRefused) as error:
+        findings.append(str(error))
     else:
         findings += _find_row_faults(splits, manifest)
     if tokenizer is not None:
@@ -153,45 +158,34 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
         raise SealMismatch(damage.name, damage.expected, found, "fetch or prepare the set again")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a set. Raises `UsageError` where there is none."""
-    try:
-        manifest: Any = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{folder}: no {MANIFEST} there; expected the folder of a prepared set"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{folder / MANIFEST}: {error}; expected JSON; prepare the set again"
-        ) from error
-    if not isinstance(manifest, dict):
-        raise UsageError(f"{folder / MANIFEST}: expected a JSON object; prepare the set again")
-    missing = {"digest", "seal", "counts", "config", "files"} - set(manifest)
-    if missing:
-        raise UsageError(
-            f"{folder / MANIFEST}: lacks {', '.join(sorted(missing))}; prepare the set again"
-        )
-    return manifest
-
-
 def restore_config(
     manifest: Mapping[str, Any], *, trust_remote_code: bool = False, **changes: Any
 ) -> PrepareConfig:
     """Return the settings that a set was made with, some of them changed.
 
     The set may be of others, so it is not asked whether code that comes with its tokenizer may run.
+    Settings that only a newer version knows are left out, and named in a warning.
     """
-    settings = {**manifest["config"], **changes, "trust_remote_code": trust_remote_code}
-    return config_from_mapping(settings, MANIFEST)
+    known = {item.name for item in dataclasses.fields(PrepareConfig)}
+    if newer := sorted(set(manifest["config"]) - known):
+        logger.warning(
+            "%s: settings of a newer version are left out: %s",
+            MANIFEST,
+            excerpt_of(", ".join(newer)),
+        )
+    kept = {name: value for name, value in manifest["config"].items() if name in known}
+    return config_from_mapping(
+        {**kept, **changes, "trust_remote_code": trust_remote_code}, MANIFEST
+    )
 
 
 def open_splits(folder: Path) -> datasets.DatasetDict:
     """Return the splits of a folder, its rows fit to be looked at but not compared with the manifest.
 
-    Raises `UsageError` for a folder of something else, `UnreadableFile` for files that are damaged.
+    Raises `UsageError` for a single data set, `DataRefused` where something in the folder points out
+    of it, `UnreadableFile` for files that are damaged.
     """
-    check_row_files([file.path for file in list_row_files(folder)])
+    check_row_files(folder)
     try:
         return cast("datasets.DatasetDict", datasets.load_from_disk(str(folder)))
     except (
@@ -220,7 +214,7 @@ def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> 
     settings = manifest["seal"]["settings"]
     expected = row_features(settings["columns"])
     digests: list[bytes] = []
-    rows_seen = 0
+    found: dict[str, int] = {}
     for split, rows in splits.items():
         if rows.features != expected:
             names = sorted(set(rows.features) ^ set(expected)) or "types"
@@ -243,9 +237,14 @@ def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> 
                 yield f"{split}: row {start + fault[0]}: {fault[1]}"
                 return
             digests += digest_rows(table, [str(split)] * table.num_rows)
-        rows_seen += len(rows)
-    if rows_seen != manifest["counts"]["rows"]:
-        yield f"{MANIFEST}: counts {manifest['counts']['rows']} rows, found {rows_seen}"
+        found[str(split)] = len(rows)
+    counts = manifest["counts"]
+    if (rows_seen := sum(found.values())) != counts["rows"]:
+        yield f"{MANIFEST}: counts {counts['rows']} rows, found {rows_seen}"
+    elif found != {
+        split: rows for split, rows in counts["rows_by_split"].items() if rows or split in found
+    }:
+        yield f"{MANIFEST}: counts {counts['rows_by_split']} rows by split, found {found}"
     if (digest := sum_digests(digests)) != manifest["digest"]:
         yield f"{MANIFEST}: digest {manifest['digest'][:16]}…, the rows give {digest[:16]}…"
 

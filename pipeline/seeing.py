@@ -5,13 +5,14 @@ What is heavy is imported when a verb runs, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
+
+from pipeline.streams import say, say_json
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def show_rows(options: InspectOptions) -> int:
         print_inspection(found, whitespace=options.whitespace)
     else:
         write_inspection(found, Path(options.html), whitespace=options.whitespace)
-        print(f"{options.html}: {len(found.numbers)} rows of {options.set}")
+        say(f"{options.html}: {len(found.numbers)} rows of {options.set}")
     return 0
 
 
@@ -136,11 +137,11 @@ def show_report(options: ReportOptions) -> int:
 
     report = read_one_set(options.set, measure)
     if options.json:
-        print(json.dumps({"set": options.set, **report.to_dict()}, ensure_ascii=False))
+        say_json({"set": options.set, **report.to_dict()})
         return 0
     print_lengths(options.set, report)
     if options.html is not None:
-        print(f"{options.html}: the whole report")
+        say(f"{options.html}: the whole report")
     return 0
 
 
@@ -151,7 +152,7 @@ def show_differences(options: DiffOptions) -> int:
 
     found = compare_sets(options.before, options.after, options.rows)
     if options.json:
-        print(json.dumps(found.to_dict(all_settings=options.all), ensure_ascii=False))
+        say_json(found.to_dict(all_settings=options.all))
     else:
         print_differences(
             found,
@@ -163,7 +164,7 @@ def show_differences(options: DiffOptions) -> int:
 
 def _write_report(folder: Path, target: Path, tokenizer: str | None) -> None:
     from pipeline.errors import SealMismatch, UsageError
-    from pipeline.saved import read_manifest
+    from pipeline.manifest import read_manifest
     from pipeline.view.report import load_builder, write_report
 
     manifest = read_manifest(folder)

@@ -6,7 +6,6 @@ that ``huggingface_hub`` finds (``hf auth login``, or HF_TOKEN): it is no settin
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import tyro
+
+from pipeline.streams import say, say_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +97,10 @@ def push(options: PushOptions) -> int:
             "was_there": pushed.was_there,
             **_count_rows(manifest),
         }
-        print(json.dumps(figures, ensure_ascii=False))
+        say_json(figures)
         return 0
     done = "is there already, same seal and digest" if pushed.was_there else "pushed"
-    print(
+    say(
         f"{pushed.place.repo} ({pushed.place.config_name}, {pushed.revision}): {done}, "
         f"{'private' if pushed.is_private else 'public'}" + _describe_rows(manifest)
     )
@@ -124,25 +125,30 @@ def pull(options: PullOptions) -> int:
             "was_there": pulled.was_there,
             **_count_rows(manifest),
         }
-        print(json.dumps(figures, ensure_ascii=False))
+        say_json(figures)
         return 0
     done = "is there already" if pulled.was_there else "pulled and verified"
-    print(f"{pulled.output}: {done}" + _describe_rows(manifest))
+    say(f"{pulled.output}: {done}" + _describe_rows(manifest))
     return 0
 
 
 def _count_rows(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return what both verbs say of the rows in JSON."""
+    from pipeline.manifest import left_out_of
+
     return {
         "digest": manifest["digest"],
         "rows": manifest["counts"]["rows"],
-        "left_out": manifest["left_out"],
+        "left_out": left_out_of(manifest),
     }
 
 
 def _describe_rows(manifest: Mapping[str, Any]) -> str:
     """Return what both verbs say of the rows in words: how many, their digest, what they lack."""
-    parts = [f"{kind} {', '.join(names)}" for kind, names in manifest["left_out"].items() if names]
+    from pipeline.manifest import left_out_of
+
+    left_out = left_out_of(manifest)
+    parts = [f"{kind} {', '.join(names)}" for kind, names in left_out.items() if names]
     lacking = f"\n  left out when it was pushed: {'; '.join(parts)}" if parts else ""
     return f"\n  {manifest['counts']['rows']} rows, digest {manifest['digest']}{lacking}"
 

@@ -6,7 +6,6 @@ Nothing heavy is imported, so that a finished job can be recognised before trans
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any, Final, cast
 
 import orjson
 
-from pipeline.errors import UsageError, excerpt_of
+from pipeline.bounded_json import NotThatJson, read_object
+from pipeline.errors import UsageError, excerpt_of, shorten_middle
 
 # Everything that transformers reads for a tokenizer; config.json because its model_type decides
 # which class transformers 5 builds, generation_config.json for the stop ids.
@@ -50,34 +50,49 @@ _PATTERNS = (
 )
 
 
+_LONGEST_SHOWN = 200
+
+
 def find_tokenizer_folder(path: str) -> Path:
     """Return the folder of a tokenizer given as a folder or as a Hub name.
 
     A Hub name is fetched (or taken from the local cache) with ``huggingface_hub``, tokenizer files
     only. Raises `UsageError` where nothing is found.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    shown = shorten_middle(path, _LONGEST_SHOWN)
+    try:
+        folder = Path(path).expanduser()
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError) as error:
+        # A name past the limit, a home of nobody.
+        raise UsageError(
+            f"tokenizer: {shown}: {getattr(error, 'strerror', None) or error}; expected a folder or a Hub "
+            "name like org/model"
+        ) from error
+    if is_folder:
         if not hash_tokenizer_files(folder):
             raise UsageError(
-                f"tokenizer: {path}: no tokenizer file in this folder; "
+                f"tokenizer: {shown}: no tokenizer file in this folder; "
                 "expected tokenizer.json and its neighbours"
             )
         return folder
-    if folder.exists():
-        raise UsageError(f"tokenizer: {path} is a file; expected the folder that holds it")
+    if is_there:
+        raise UsageError(f"tokenizer: {shown} is a file; expected the folder that holds it")
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UsageError(
-            f"tokenizer: {path}: no such folder; expected a folder or a Hub name like org/model"
+            f"tokenizer: {shown}: no such folder; expected a folder or a Hub name like org/model"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # The class is of the HTTP library that the installed client was built on.
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         return Path(snapshot_download(path, allow_patterns=list(_PATTERNS)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        # Answers of the Hub are an OSError; a token that is no ASCII is a ValueError.
         raise UsageError(
-            f"tokenizer: {path}: neither a folder nor to be had from the Hub ({type(error).__name__}); "
+            f"tokenizer: {shown}: neither a folder nor to be had from the Hub ({type(error).__name__}); "
             "check the name, or download it first and give the folder"
         ) from error
 
@@ -174,9 +189,8 @@ def _read_json(folder: Path | None, name: str) -> dict[str, Any]:
     if folder is None or not (folder / name).is_file():
         return {}
     try:
-        values: object = json.loads((folder / name).read_bytes())
-    except ValueError as error:
-        raise UsageError(f"tokenizer: {folder / name}: {error}; expected JSON") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"tokenizer: {folder / name}: expected a JSON object")
-    return cast("dict[str, Any]", values)
+        return read_object(folder / name)
+    except NotThatJson as error:
+        raise UsageError(f"tokenizer: {folder / name}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"tokenizer: {folder / name}: {error.strerror}; expected JSON") from error

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
+from pipeline.errors import shorten_middle
+
 if TYPE_CHECKING:
     import datasets
 
@@ -144,5 +146,9 @@ class Reject:
         assert self.code in REJECT_CODES, self.code
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the six keys of a line of ``rejects.jsonl``."""
-        return asdict(self)
+        """Return the six keys of a line of ``rejects.jsonl``, an endless id without its middle."""
+        return {
+            **asdict(self),
+            "id": shorten_middle(self.id),
+            "reason": shorten_middle(self.reason),
+        }

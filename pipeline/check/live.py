@@ -6,8 +6,10 @@ as requests, and the server's prompt ids are compared with the row's context.
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,20 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.check.likely_rule import LikelyRules
-from pipeline.check.live_server import LiveServer, Refusal
+from pipeline.check.live_server import DEFAULT_SECONDS, LiveServer, Refusal
 from pipeline.config import PrepareConfig
 from pipeline.decisions import DecisionPoint
 from pipeline.encode import TextEncoder
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples import TrainingExample
 from pipeline.formats import read_example
+from pipeline.job.progress import LINE_SECONDS
+from pipeline.manifest import read_manifest
 from pipeline.rows import RowBuilder
-from pipeline.saved import open_splits, read_manifest, restore_config
+from pipeline.saved import open_splits, restore_config
 from pipeline.server import ChatRequest
 from pipeline.source.data_sets import expand_data_sets
 from pipeline.source.files import find_files
 from pipeline.source.json_lines import parse_line
 from pipeline.source.tables import read_file
+from pipeline.store import find_folder
+
+_Ids = list[int] | Refusal
 
 _REQUESTS_AT_ONCE = 4
 _SHOWN_TOKENS = 10
@@ -64,9 +71,16 @@ class Comparison:
 
 
 def compare_with_server(
-    path: str, url: str, rows: int, *, trust_remote_code: bool = False
+    path: str,
+    url: str,
+    rows: int,
+    *,
+    timeout: float = DEFAULT_SECONDS,
+    trust_remote_code: bool = False,
 ) -> Comparison:
     """Compare up to ``rows`` rows, spread over the set, with the server at ``url``.
+
+    The first row that gets no whole answer within ``timeout`` seconds ends it.
 
     Code that comes with the tokenizer runs only under ``trust_remote_code``, whatever the set says
     of itself. Raises `UsageError` where the input of the set is not there any more, `ServerError` where the
@@ -74,10 +88,11 @@ def compare_with_server(
     """
     if rows < 1:
         raise UsageError(f"rows: {rows}: expected a number of rows from 1")
-    manifest = read_manifest(Path(path))
+    folder = find_folder(path)
+    manifest = read_manifest(folder)
     config = restore_config(manifest, trust_remote_code=trust_remote_code)
-    server = LiveServer(url)
-    whole, skipped = _choose_rows(path, rows)
+    server = LiveServer(url, timeout)
+    whole, skipped = _choose_rows(folder, rows)
     examples = _read_examples(config, whole) if whole else {}
     chosen = [row for row in whole if _says_its_prompt(examples[row["source"]])]
     skipped += len(whole) - len(chosen)
@@ -108,12 +123,20 @@ def _find_differences(
     pool = ThreadPoolExecutor(_REQUESTS_AT_ONCE)
     try:
         answers = [
-            pool.submit(server.encode_prompt, point, _request_of(builder, point), config)
-            for point in points
+            pool.submit(
+                server.encode_prompt,
+                point,
+                _request_of(builder, point),
+                config,
+                context_len=row["context_len"],
+            )
+            for row, point in zip(rows, points, strict=True)
         ]
         found = [
-            _describe(row, point, answer.result(), builder.encoder, rules)
-            for row, point, answer in zip(rows, points, answers, strict=True)
+            _describe(row, point, answer, builder.encoder, rules)
+            for row, point, answer in zip(
+                rows, points, _show_progress(answer.result() for answer in answers), strict=True
+            )
         ]
     finally:
         # Where one request fails, the others are not waited for.
@@ -121,10 +144,22 @@ def _find_differences(
     return [difference for difference in found if difference is not None]
 
 
+def _show_progress(answers: Iterator[_Ids]) -> Iterator[_Ids]:
+    """Yield what is given; say now and then how many it were."""
+    begun = said = time.monotonic()
+    for number, answer in enumerate(answers, 1):
+        yield answer
+        now = time.monotonic()
+        if now - said >= LINE_SECONDS:
+            said = now
+            words = f"{number} rows compared with the server in {now - begun:.0f} s"
+            print(f"context-frozen: {words}", file=sys.stderr, flush=True)
+
+
 def _describe(
     row: Mapping[str, Any],
     point: DecisionPoint,
-    found: list[int] | Refusal,
+    found: _Ids,
     encoder: TextEncoder,
     rules: LikelyRules,
 ) -> _Difference | None:
@@ -170,11 +205,11 @@ def _request_of(builder: RowBuilder, point: DecisionPoint) -> ChatRequest:
         ) from error
 
 
-def _choose_rows(path: str, count: int) -> tuple[list[dict[str, Any]], int]:
+def _choose_rows(path: Path, count: int) -> tuple[list[dict[str, Any]], int]:
     """Return up to ``count`` rows, evenly spread, that were not shortened; and how many were."""
     comparable: list[tuple[str, int]] = []
     skipped = 0
-    splits = open_splits(Path(path))
+    splits = open_splits(path)
     for split, rows in splits.items():
         if "source" not in rows.column_names:
             raise UsageError(

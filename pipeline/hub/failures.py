@@ -32,11 +32,18 @@ def hub_failures(doing: str) -> Generator[None]:
     ``doing`` says what was tried, such as ``push org/name``. Errors of another origin (a full disk)
     pass unchanged.
     """
+    import huggingface_hub as hub_client
     from huggingface_hub import errors as hub
 
     # The class is of the HTTP library that the installed client was built on.
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
+    token = hub_client.get_token()
+    if token and not (token.isascii() and token.isprintable()):
+        raise UsageError(
+            f"{doing}: the token (HF_TOKEN, or of `hf auth login`) holds characters that no token has; "
+            "copy it again"
+        )
     try:
         yield
     except (OSError, ValueError, RuntimeError, HTTPError) as error:

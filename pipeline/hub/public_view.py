@@ -19,6 +19,7 @@ from pipeline.errors import SealMismatch, UsageError
 from pipeline.hub.remote_set import PROVENANCE_COLUMNS
 from pipeline.job.append import EXAMPLES
 from pipeline.job.merge import REJECTS
+from pipeline.manifest import left_out_of
 from pipeline.seal import hash_file_bytes
 from pipeline.source.data_sets import HUB_PREFIX
 from pipeline.view.card import PICTURE, HubPlace, make_card
@@ -98,7 +99,7 @@ def _name_left_out(
     folder: Path, manifest: Mapping[str, Any], *, strips: bool
 ) -> dict[str, list[str]]:
     """Return the columns and files that stay at home, and those that a pulled set lacks already."""
-    already: Mapping[str, list[str]] = manifest.get("left_out", {"columns": [], "files": []})
+    already = left_out_of(manifest)
     columns, files = set(already["columns"]), set(already["files"])
     if strips:
         if manifest["seal"]["settings"]["columns"] == "full":
@@ -109,8 +110,16 @@ def _name_left_out(
 
 def _name_of(path: str) -> str:
     """Return the name of a path; a name on the Hub, ``org/name``, as it is."""
-    is_on_hub = path.count("/") == 1 and path[0] not in "./~" and not Path(path).exists()
+    is_on_hub = path.count("/") == 1 and path[0] not in "./~" and not _is_there(path)
     return path if is_on_hub else Path(path).name
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:
+        # A name past the limit.
+        return False
 
 
 def _describe_file(content: Path | bytes) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 from pipeline.damage import hash_manifest
 from pipeline.errors import DataRefused, UnreadableFile, UsageError, excerpt_of
 from pipeline.hub.failures import hub_failures
-from pipeline.hub.public_view import BESIDE
+from pipeline.hub.public_view import BESIDE, REPORT
 from pipeline.hub.remote_set import (
     PROVENANCE_COLUMNS,
     RemoteSet,
@@ -32,17 +32,21 @@ from pipeline.hub.remote_set import (
 from pipeline.job.publish import MANIFEST, Target
 from pipeline.job.set_folder import PlacedFile, keep_filled, seal_folder, write_splits
 from pipeline.job.shard_file import RowFile, row_schema
-from pipeline.row_files import check_row_files
-from pipeline.saved import read_manifest, verify
+from pipeline.manifest import check_manifest, left_out_of, read_manifest
+from pipeline.row_files import check_files_of_rows
+from pipeline.saved import verify
 from pipeline.seal import hash_file_bytes
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, SPLITS
-from pipeline.view.card import write_card
+from pipeline.view.card import PICTURE, write_card
 from pipeline.view.figures import SetFigures
+from pipeline.view.report import make_report
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _parquet: Any = pyarrow.parquet
+# The page and the picture are made here: those of others are not kept.
+_FETCHED: Final = tuple(name for name in BESIDE if name not in (REPORT, PICTURE))
 _ROW_FILE: Final = re.compile(rf"({'|'.join(SPLITS)})-(\d{{5}})-of-(\d{{5}})\.parquet")
 _BATCH_ROWS: Final = 1000
 
@@ -110,6 +114,11 @@ def _check_remote(remote: RemoteSet) -> dict[str, Any]:
         raise UsageError(
             f"pull {repo}: the push of config {config_name} was begun and not ended; push it again"
         )
+    if remote.manifest is None and f"{remote.place.folder}{MANIFEST}" in remote.files:
+        raise DataRefused(
+            f"pull {repo}: {MANIFEST} of config {config_name} is no manifest of ours; "
+            "`datasets.load_dataset` reads what others made"
+        )
     if remote.manifest is None:
         found = sorted(
             name.rpartition("/")[0] or "default" for name in remote.files if _is_manifest(name)
@@ -120,25 +129,18 @@ def _check_remote(remote: RemoteSet) -> dict[str, Any]:
         )
     manifest = dict(remote.manifest)
     sealed = manifest.pop("sha256", None)
-    if sealed != hash_manifest(manifest) or not _has_shape(manifest):
+    if sealed != hash_manifest(manifest):
         raise DataRefused(
             f"pull {repo}: {MANIFEST} was changed after it was pushed; push the set again"
         )
-    return manifest
-
-
-def _has_shape(manifest: Mapping[str, Any]) -> bool:
-    """Return True where what names files and columns is what `push` writes."""
-    try:
-        splits, columns = manifest["counts"]["rows_by_split"], manifest["left_out"]["columns"]
-        entries = manifest["files"].values()
-        return (
-            set(splits) <= set(SPLITS)
-            and set(columns) <= set(PROVENANCE_COLUMNS)
-            and all(isinstance(entry["bytes"], int) for entry in entries)
+    check_manifest(manifest, f"pull {repo}: {MANIFEST}", is_remote=True)
+    splits, columns = manifest["counts"]["rows_by_split"], left_out_of(manifest)["columns"]
+    if unknown := {*splits} - {*SPLITS} | {*columns} - {*PROVENANCE_COLUMNS}:
+        raise DataRefused(
+            f"pull {repo}: {MANIFEST}: found {excerpt_of(', '.join(sorted(unknown)))}; expected splits "
+            f"{' and '.join(SPLITS)}, and none left out but {', '.join(PROVENANCE_COLUMNS)}"
         )
-    except (LookupError, TypeError, AttributeError):
-        return False
+    return manifest
 
 
 def _is_manifest(name: str) -> bool:
@@ -146,7 +148,7 @@ def _is_manifest(name: str) -> bool:
 
 
 def _is_same(there: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-    lacking = [each.get("left_out", {}).get("columns", []) for each in (there, manifest)]
+    lacking = [left_out_of(each)["columns"] for each in (there, manifest)]
     is_equal = all(there[name] == manifest[name] for name in ("digest", "seal"))
     return is_equal and lacking[0] == lacking[1]
 
@@ -157,7 +159,7 @@ def _fetch_all(api: HfApi, remote: RemoteSet, manifest: Mapping[str, Any]) -> di
     The client goes on where a download was cut. Raises `DataRefused` where a file is missing or is
     not the one that was pushed.
     """
-    repo, names = remote.place.repo, [name for name in BESIDE if name in manifest["files"]]
+    repo, names = remote.place.repo, [name for name in _FETCHED if name in manifest["files"]]
     for split, rows in manifest["counts"]["rows_by_split"].items():
         # Of an empty split nothing is pushed.
         names += _name_row_files(remote, split) if rows else []
@@ -194,7 +196,7 @@ def _make_set(
     work = target.open_work("pull")
     try:
         columns: str = manifest["seal"]["settings"]["columns"]
-        left_out: list[str] = manifest["left_out"]["columns"]
+        left_out = left_out_of(manifest)["columns"]
         splits = {
             split: [
                 _convert(path, work / f"{Path(name).stem}.arrow", columns, left_out)
@@ -203,11 +205,24 @@ def _make_set(
             ]
             for split in manifest["counts"]["rows_by_split"]
         }
+        for split, rows in manifest["counts"]["rows_by_split"].items():
+            if (found := sum(placed.file.rows for placed in splits[split])) != rows:
+                raise ValueError(f"counts {rows} rows of {split}, found {found}")
         placed = write_splits(target.staging, keep_filled(splits), columns)
         for name, path in fetched.items():
-            if name in BESIDE:
+            if name in _FETCHED:
                 shutil.copyfile(path, target.staging / name)
-        write_card(SetFigures(target.staging), manifest, None, name=target.path.name)
+        figures = SetFigures(target.staging)
+        write_card(figures, manifest, None, name=target.path.name)
+        if REPORT in manifest["files"]:
+            page = make_report(
+                figures,
+                manifest,
+                None,
+                without_tokenizer="the set was pulled, and `report --html` has not been run since",
+                with_provenance=not left_out,
+            )
+            (target.staging / REPORT).write_text(page, encoding="utf-8")
         made = seal_folder(target.staging, manifest, placed)
         findings = verify(target.staging)
     except (
@@ -234,7 +249,7 @@ def _convert(path: Path, target: Path, columns: str, left_out: Sequence[str]) ->
     """Write a Parquet file as an Arrow file of a set; columns that were left out are empty."""
     names = list(NUMERIC_COLUMNS if columns == "train" else ROW_SCHEMA.names)
     present = [name for name in names if name not in left_out]
-    check_row_files([path])
+    check_files_of_rows([path])
     with (
         _parquet.ParquetFile(path) as file,
         RowFile(target, row_schema(columns)) as written,

@@ -28,7 +28,8 @@ from pipeline.hub.remote_set import (
     read_remote_set,
 )
 from pipeline.job.publish import MANIFEST
-from pipeline.saved import open_splits, read_manifest, verify
+from pipeline.manifest import read_manifest
+from pipeline.saved import open_splits, verify
 from pipeline.store import find_folder
 from pipeline.view.card import CARD, HubPlace
 

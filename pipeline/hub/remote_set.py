@@ -7,7 +7,6 @@ section for each config.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.bounded_json import MOST_BYTES, NotThatJson, parse_object
 from pipeline.errors import UsageError
 from pipeline.hub.failures import is_server_fault
 from pipeline.job.publish import MANIFEST
@@ -40,6 +40,8 @@ _TAKEN_NAMES: Final = frozenset(
         *("examples.sha256", "rejects.jsonl", "report.html"),
     }
 )
+
+_MOST_CARD_BYTES: Final = 2**24
 
 # Seconds before a download is tried again.
 _PAUSES: Final = (1, 2, 4, 8)
@@ -107,7 +109,14 @@ def read_remote_set(api: HfApi, place: HubPlace, revision: str | None) -> Remote
     def read(name: str) -> bytes | None:
         if name not in files:
             return None
-        return fetch_file(api, place, name, info.sha).read_bytes()
+        path = fetch_file(api, place, name, info.sha)
+        most = _MOST_CARD_BYTES if name == CARD else MOST_BYTES
+        if (size := path.stat().st_size) > most:
+            raise UsageError(
+                f"{place.repo}: {name} has {size} bytes; expected at most {most}: nothing of ours is as "
+                "large"
+            )
+        return path.read_bytes()
 
     card = read(CARD)
     return RemoteSet(
@@ -144,7 +153,7 @@ def _download(api: HfApi, place: HubPlace, name: str, commit: str | None) -> Pat
 def _parse(content: bytes | None, keys: set[str]) -> Mapping[str, Any] | None:
     """Return a JSON object that has ``keys``; others write files of that name too."""
     try:
-        value: Any = json.loads(content or b"")
-    except ValueError:
+        value = parse_object(content or b"")
+    except NotThatJson:
         return None
-    return value if isinstance(value, dict) and keys <= value.keys() else None
+    return value if keys <= value.keys() else None

@@ -13,15 +13,16 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from pipeline.errors import SealMismatch, UsageError
+from pipeline.errors import DataRefused, SealMismatch, UsageError, excerpt_of
 from pipeline.job.counts import COUNTED, RowCounts
 from pipeline.job.duplicates import reject_replaced
 from pipeline.job.omit import keep_rows
 from pipeline.job.set_folder import PlacedFile, find_row_files
 from pipeline.job.shard_file import read_table
-from pipeline.row_files import check_row_files, list_row_files
+from pipeline.manifest import left_out_of, read_manifest
+from pipeline.row_files import check_row_files
 from pipeline.row_table import DIGEST_MODULUS, digest_rows, sum_digests
-from pipeline.saved import check_files, read_manifest
+from pipeline.saved import check_files
 from pipeline.seal import hash_seal
 from pipeline.types import Reject
 
@@ -58,13 +59,13 @@ def open_earlier_set(folder: Path, seal: Mapping[str, Any]) -> EarlierSet:
         raise UsageError(
             f"append: {folder}: columns: train keeps no ids; append needs columns: full"
         )
-    if any(manifest.get("left_out", {}).values()):
+    if any(left_out_of(manifest).values()):
         raise UsageError(
             f"append: {folder}: was pulled without its provenance, which append needs; "
             "append to the set that was pushed"
         )
     check_files(folder, manifest)
-    check_row_files([file.path for file in list_row_files(folder)])
+    check_row_files(folder)
     return EarlierSet(
         folder=folder,
         manifest=manifest,
@@ -137,7 +138,19 @@ def _compare_seals(key: str, made: Any, found: Any) -> None:
 
 
 def read_examples(folder: Path) -> dict[str, bytes]:
-    """Return the sha256 of the line of each example of a set, by id."""
-    text = (folder / EXAMPLES).read_text(encoding="utf-8")
-    pairs = (line.split("  ", 1) for line in text.splitlines())
-    return {json.loads(id_): bytes.fromhex(digest) for digest, id_ in pairs}
+    """Return the sha256 of the line of each example of a set, by id. Raises `DataRefused`."""
+    path = folder / EXAMPLES
+    try:
+        text = path.read_text(encoding="utf-8")
+        pairs = (line.split("  ", 1) for line in text.splitlines())
+        examples = {json.loads(id_): bytes.fromhex(digest) for digest, id_ in pairs}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DataRefused(
+            f"append: {path}: {excerpt_of(str(error))}; expected a sha256 and an id on each line; "
+            "prepare the set again"
+        ) from error
+    if not all(isinstance(id_, str) and len(digest) == 32 for id_, digest in examples.items()):
+        raise DataRefused(
+            f"append: {path}: expected a sha256 and an id as text on each line; prepare the set again"
+        )
+    return examples

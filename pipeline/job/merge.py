@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrepareConfig
-from pipeline.errors import DataRefused
+from pipeline.errors import DataRefused, excerpt_of
 from pipeline.job.append import EXAMPLES, EarlierSet, drop_replaced, extend_seal
 from pipeline.job.counts import ShapeCounts, describe_counts
 from pipeline.job.duplicates import find_contenders, find_duplicates
@@ -108,7 +108,7 @@ def judge_rejects(config: PrepareConfig, merged: MergedShards, rejects: RejectsF
     )
     raise DataRefused(
         f"{merged.codes.total()} of {of} were rejected ({found}); nothing was published. "
-        f"First: {first['file']}:{first['line']} (id {first['id']!r}): {first['code']}: "
+        f"First: {first['file']}:{first['line']} (id {excerpt_of(first['id'])!r}): {first['code']}: "
         f"{first['reason']}. All are in {written}; mend them, or allow a share with max_reject_rate"
     )
 

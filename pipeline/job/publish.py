@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import re
 import shutil
@@ -20,15 +19,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.errors import UsageError, excerpt_of
+from pipeline.bounded_json import NotThatJson, read_object
+from pipeline.errors import DataRefused, UsageError, excerpt_of
 from pipeline.job.lock import free_lock, take_lock
 from pipeline.job.marks import MARK, find_free_name, make_marked_folder, mark_of, write_mark
 from pipeline.job.output_path import check_path, find_output
 from pipeline.job.rejects_file import NOTE, RejectsFile
+from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.seal import find_seal_difference
-
-MANIFEST = "manifest.json"
-"""The file whose presence makes a folder a sealed set; it is written last."""
 
 # Numbers of Linux: fcntl.h, fs.h.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -89,22 +87,20 @@ class Target:
 
     def _read_manifest(self) -> dict[str, Any] | None:
         try:
-            manifest: object = json.loads((self.path / MANIFEST).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            manifest = read_object(self.path / MANIFEST)
+        except (OSError, NotThatJson):
             return None
-        if isinstance(manifest, dict) and "digest" in manifest and "seal" in manifest:
-            return manifest
-        return None
+        return manifest if "digest" in manifest and "seal" in manifest else None
 
     def read_whole_set(self) -> dict[str, Any] | None:
         """Return the manifest of the set at the output, if none of its files is missing or cut."""
         try:
-            manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_bytes())
+            manifest = read_manifest(self.path)
             sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
             is_whole = all(
                 (self.path / name).stat().st_size == size for name, size in sizes.items()
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, UsageError, DataRefused):
             return None
         return manifest if is_whole else None
 

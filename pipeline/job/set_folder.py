@@ -19,7 +19,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from pipeline import set_layout
 from pipeline.damage import hash_manifest
+from pipeline.errors import DataRefused
 from pipeline.job.publish import MANIFEST
 from pipeline.job.shard_file import RowFile, WrittenFile, row_schema
 from pipeline.seal import hash_file_bytes
@@ -102,13 +104,20 @@ def seal_folder(
 
 
 def find_row_files(folder: Path, split: str, sealed: Mapping[str, Any]) -> list[PlacedFile]:
-    """Return the files of a split of a saved set, in order; ``sealed`` is ``files`` of its manifest."""
-    state: dict[str, Any] = json.loads((folder / split / "state.json").read_bytes())
+    """Return the files of a split of a saved set, in order; ``sealed`` is ``files`` of its manifest.
+
+    Raises `DataRefused` for a file that is not among them.
+    """
     placed: list[PlacedFile] = []
-    for each in state["_data_files"]:
-        path = folder / split / each["filename"]
-        entry = {"name": path.name, "rows": _count_rows(path), **sealed[f"{split}/{path.name}"]}
-        placed.append(PlacedFile(path, WrittenFile.from_dict(entry)))
+    for path in set_layout.find_row_files(folder).get(split, ()):
+        entry: Mapping[str, Any] | None = sealed.get(f"{split}/{path.name}")
+        if entry is None:
+            raise DataRefused(
+                f"{path}: not among the files of its {MANIFEST}; prepare or pull the set again"
+            )
+        known = {name: entry[name] for name in ("bytes", "sha256", "blocks") if name in entry}
+        written = {"name": path.name, "rows": _count_rows(path), **known}
+        placed.append(PlacedFile(path, WrittenFile.from_dict(written)))
     return placed
 
 

@@ -7,13 +7,14 @@ infer types.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.bounded_json import NotThatJson, read_object
 from pipeline.errors import UsageError, excerpt_of
+from pipeline.set_layout import are_split_names, name_row_file
 from pipeline.source.files import FOLDER_SUFFIXES, TABLE_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,16 @@ def _expand(text: str) -> list[str]:
         return _download(text)
     folder = Path(text).expanduser()
     if (folder / "dataset_dict.json").is_file():
-        splits: list[str] = _read_json(folder / "dataset_dict.json", "splits")
+        splits = _read_json(folder / "dataset_dict.json", "splits")
+        if not are_split_names(splits):
+            raise _not_saved(folder / "dataset_dict.json", f"found {excerpt_of(splits)}")
         folder /= _choose_split(text, splits)
     if (folder / "state.json").is_file():
-        files: list[dict[str, str]] = _read_json(folder / "state.json", "_data_files")
-        return [str(folder / file["filename"]) for file in files]
+        entries = _read_json(folder / "state.json", "_data_files")
+        names = list(map(name_row_file, entries)) if isinstance(entries, list) else []
+        if None in names or not names:
+            raise _not_saved(folder / "state.json", f"found {excerpt_of(entries)}")
+        return [str(folder / name) for name in names if name]
     return [text]
 
 
@@ -69,11 +75,13 @@ def _choose_split(text: str, splits: Sequence[str]) -> str:
 
 def _read_json(path: Path, key: str) -> Any:
     try:
-        return json.loads(path.read_bytes())[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"input {path}: {excerpt_of(str(error))}; expected what save_to_disk wrote: save it again"
-        ) from error
+        return read_object(path)[key]
+    except (OSError, NotThatJson, KeyError) as error:
+        raise _not_saved(path, excerpt_of(str(error))) from error
+
+
+def _not_saved(path: Path, found: str) -> UsageError:
+    return UsageError(f"input {path}: {found}; expected what save_to_disk wrote: save it again")
 
 
 def _download(text: str) -> list[str]:

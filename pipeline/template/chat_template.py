@@ -146,7 +146,7 @@ def resolve_templates(
 ) -> ChatTemplates:
     """Return the templates of ``tokenizer``, or the one in the file ``chat_template``.
 
-    Raises `UsageError` where the file cannot be read or does not compile.
+    Raises `UsageError` where the file cannot be read or does not compile, or where there is no text.
     """
     special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     if chat_template is not None:
@@ -163,4 +163,10 @@ def resolve_templates(
         return ChatTemplates({}, special_tokens)
     if isinstance(own, str):
         return ChatTemplates({"default": own}, special_tokens)
-    return ChatTemplates(dict(own), special_tokens)
+    sources: dict[Any, Any] = dict(own) if isinstance(own, Mapping) else {"": own}
+    if not all(isinstance(each, str) for pair in sources.items() for each in pair):
+        raise UsageError(
+            f"chat template: found {excerpt_of(own)} as chat_template of the tokenizer; expected text, or "
+            "texts by name: mend its tokenizer_config.json, or give chat_template: FILE.jinja"
+        )
+    return ChatTemplates(sources, special_tokens)

@@ -7,6 +7,7 @@ one place, in a block of code that it cannot end.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import escape_controls
+from pipeline.manifest import left_out_of
 from pipeline.types import NUMERIC_COLUMNS, REJECTED, ROW_SCHEMA
 from pipeline.view.figures import SetFigures
 from pipeline.view.meanings import COLUMN_MEANINGS
@@ -115,13 +117,13 @@ def make_card(
         _environment()
         .get_template("card.md.jinja")
         .render(
-            title=" ".join(escape_controls(title).split()),
+            title=plain_words(title),
             name=name,
             hub=hub,
             load=f'load_dataset("{hub.repo}", "{hub.config_name}")'
             if hub
             else f"load_from_disk({json.dumps(name)})",
-            server=" ".join(filter(None, (seal["server"]["name"], seal["server"]["version"]))),
+            server=plain_words(" ".join((seal["server"]["name"], seal["server"]["version"]))),
             settings=seal["settings"],
             counts=counts,
             split=next(iter(counts["rows_by_split"]), "train"),
@@ -157,6 +159,25 @@ def fence(text: str, language: str) -> str:
     return f"{marks}{language}\n{text}\n{marks}"
 
 
+def code_span(text: str) -> str:
+    """Return ``text`` as code in a line of Markdown or a cell of a table, which nothing in it can end.
+
+    >>> code_span("a`<b>|")
+    "`a'<b>/`"
+    """
+    return f"`{escape_controls(text).replace('`', chr(39)).replace('|', '/')}`"
+
+
+def plain_words(text: str) -> str:
+    r"""Return ``text`` as words of Markdown on one line: no HTML, no link, no picture, no code.
+
+    >>> plain_words("<b>x [y](z)")
+    '&lt;b&gt;x \\[y\\](z)'
+    """
+    line = " ".join(escape_controls(text).split())
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(line, quote=False))
+
+
 def name_size(rows: int) -> str:
     """Return the Hub's class of size.
 
@@ -181,15 +202,14 @@ def _name_files(splits: Mapping[str, int]) -> list[dict[str, Any]]:
 def _columns_of(manifest: Mapping[str, Any], *, is_remote: bool) -> Sequence[str]:
     if manifest["seal"]["settings"]["columns"] == "train":
         return NUMERIC_COLUMNS
-    left_out = manifest.get("left_out", {}).get("columns", ()) if is_remote else ()
+    left_out = left_out_of(manifest)["columns"] if is_remote else ()
     return [name for name in ROW_SCHEMA.names if name not in left_out]
 
 
 def _describe_left_out(manifest: Mapping[str, Any]) -> Iterator[str]:
-    left_out: Mapping[str, Any] = manifest.get("left_out", {})
-    for kind in ("columns", "files"):
-        if names := left_out.get(kind):
-            yield f"{kind} " + ", ".join(f"`{name}`" for name in names)
+    for kind, names in left_out_of(manifest).items():
+        if names:
+            yield f"{kind} " + ", ".join(map(code_span, names))
 
 
 def _describe_lengths(figures: SetFigures) -> Iterator[dict[str, Any]]:
@@ -213,11 +233,13 @@ def _describe_seal(seal: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "input", f"{len(seal['input'])} files, each by its sha256"
     yield (
         "tokenizer",
-        f"`{seal['tokenizer']['class']}`, state `{seal['tokenizer']['backend_sha256'][:16]}`",
+        f"{code_span(seal['tokenizer']['class'])}, "
+        f"state `{seal['tokenizer']['backend_sha256'][:16]}`",
     )
     for name, sha256 in seal["templates"].items():
-        yield f"chat template {name}", f"`{sha256[:16]}`"
-    yield "versions", ", ".join(f"{name} {version}" for name, version in seal["versions"].items())
+        yield f"chat template {plain_words(name)}", code_span(sha256[:16])
+    versions = ", ".join(f"{name} {version}" for name, version in seal["versions"].items())
+    yield "versions", plain_words(versions)
 
 
 def _show_example(figures: SetFigures, builder: RowBuilder) -> dict[str, str] | None:
@@ -235,7 +257,7 @@ def _show_example(figures: SetFigures, builder: RowBuilder) -> dict[str, str] | 
 
 def _write_picture(folder: Path, figures: SetFigures, manifest: Mapping[str, Any]) -> bool:
     """Write the picture where there is one to draw and something to draw it with."""
-    if not manifest["config"]["report"] or not len(figures.total):
+    if not manifest["config"].get("report") or not len(figures.total):
         return False
     from pipeline.view.pictures import draw_card
 
@@ -260,4 +282,5 @@ def _environment() -> Environment:
         autoescape=False,
     )
     environment.filters |= {"count": "{:,}".format, "quoted": json.dumps, "shell": shlex.quote}
+    environment.filters |= {"code": code_span}
     return environment

@@ -9,8 +9,9 @@ import datasets
 
 from pipeline.encode import TextEncoder
 from pipeline.errors import UsageError
+from pipeline.manifest import read_manifest
 from pipeline.one_set import read_one_set
-from pipeline.saved import open_splits, read_manifest
+from pipeline.saved import open_splits
 from pipeline.seal import check_encoder
 from pipeline.view.page import describe_row, render_page, write_page
 from pipeline.view.row_choice import RowChoice, choose_rows

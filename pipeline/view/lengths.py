@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.length_report import LengthReport
+from pipeline.view.console import SafeConsole
 
 
 def print_lengths(name: str, report: LengthReport) -> None:
     """Print the report of the set ``name``."""
-    console = Console(highlight=False)
+    console = SafeConsole()
     console.print(Text(f"{name}: {report.rows} rows"))
     if not report.rows:
         return

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.check.tokenizer import TokenizerCheck
+from pipeline.view.console import SafeConsole
 
 
 def print_check(checked: TokenizerCheck) -> None:
@@ -23,4 +23,4 @@ def print_check(checked: TokenizerCheck) -> None:
         if trait.evidence:
             told.append(f"\nseen: {trait.evidence}", style="dim")
         table.add_row(Text(trait.name), Text(trait.value), told)
-    Console(highlight=False).print(table)
+    SafeConsole().print(table)

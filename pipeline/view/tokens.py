@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from rich.console import Console
 from rich.text import Text
 
 from pipeline.encode import TextEncoder
 from pipeline.errors import escape_controls
+from pipeline.view.console import SafeConsole
 from pipeline.view.pieces import TokenPiece, show_text, split_row
 
 BOUNDARY: Final = "▌"
@@ -25,15 +25,11 @@ _KIND_STYLES: Final = {
 }
 
 
-class TokenConsole(Console):
-    """A console that leaves text as it is: no markup, no highlighting, no wrapping."""
+class TokenConsole(SafeConsole):
+    """A console that leaves lines as they are: no wrapping."""
 
     def __init__(self) -> None:
-        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-    def on_broken_pipe(self) -> None:
-        """Let the command decide what a closed pipe means; rich would exit with 1."""
-        raise BrokenPipeError
+        super().__init__(soft_wrap=True)
 
 
 def view_row(row: dict[str, Any], encoder: TextEncoder, *, whitespace: bool = False) -> Text:

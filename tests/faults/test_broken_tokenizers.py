@@ -45,6 +45,14 @@ def cut(name: str) -> Break:
     return cut_in_half
 
 
+def _own_template(value: Any) -> Break:
+    def edit(folder: Path) -> None:
+        (folder / "chat_template.jinja").unlink()
+        edit_json("tokenizer_config.json", chat_template=value)(folder)
+
+    return edit
+
+
 BROKEN: dict[str, Break] = {
     "no tokenizer.json": lambda folder: (folder / "tokenizer.json").unlink(),
     "torn tokenizer.json": cut("tokenizer.json"),
@@ -55,6 +63,11 @@ BROKEN: dict[str, Break] = {
     "an unknown pre-tokenizer": edit_json("tokenizer.json", pre_tokenizer={"type": "Nothing"}),
     "torn tokenizer_config.json": cut("tokenizer_config.json"),
     "tokenizer_config.json is no JSON": write("tokenizer_config.json", b"\xff\xfe"),
+    "a template that is a number": _own_template(7),
+    "a template that is a list of numbers": _own_template([1, 2]),
+    "a template by name that is a number": _own_template({"default": 5}),
+    "config.json of 100,000 levels": write("config.json", b"[" * 100_000),
+    "config.json is a list": write("config.json", b"[]"),
     "a template that does not compile": write("chat_template.jinja", b"{% for %}"),
 }
 

@@ -1,0 +1,72 @@
+"""JSON that others wrote, read within bounds: size, depth, and text that UTF-8 can hold.
+
+`json.loads` alone follows ``[`` x 100,000 into a `RecursionError`, reads files of any size and lets
+lone surrogates through, which nothing can print or save.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, Final, cast
+
+MOST_BYTES: Final = 2**28
+"""256 MiB: the manifest of a set of a million input files."""
+
+MOST_DEPTH: Final = 100
+
+
+class NotThatJson(ValueError):
+    """The content is no JSON object within the bounds; the message says what it is, without a place."""
+
+
+def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises `NotThatJson`, `FileNotFoundError`, and `OSError` where it cannot be read.
+    """
+    # Opening a named pipe would wait for somebody to write to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotThatJson("no regular file; expected JSON")
+        if status.st_size > most_bytes:
+            raise NotThatJson(f"{status.st_size} bytes; expected JSON of at most {most_bytes}")
+        return parse_object(file.read(most_bytes))
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """Return the JSON object that ``content`` is. Raises `NotThatJson`.
+
+    >>> parse_object(b'{"a": [1]}')
+    {'a': [1]}
+    """
+    too_deep = NotThatJson(f"nested deeper than {MOST_DEPTH}; expected JSON of a set")
+    try:
+        value: object = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise too_deep from None
+    except ValueError as error:
+        raise NotThatJson(f"{error}; expected JSON") from None
+    if not isinstance(value, dict):
+        raise NotThatJson(f"a JSON {type(value).__name__}; expected a JSON object")
+    level: list[Any] = [value]
+    for _ in range(MOST_DEPTH):
+        below: list[Any] = []
+        for part in level:
+            if isinstance(part, str):
+                if not part.isascii() and any("\ud800" <= char <= "\udfff" for char in part):
+                    raise NotThatJson("a lone surrogate; expected text that UTF-8 can hold")
+            elif isinstance(part, dict):
+                pairs = cast("dict[str, Any]", part)
+                below += pairs.keys()
+                below += pairs.values()
+            elif isinstance(part, list):
+                below += cast("list[Any]", part)
+        if not below:
+            return cast("dict[str, Any]", value)
+        level = below
+    raise too_deep

@@ -44,7 +44,9 @@ def _spells(decoded: str, value: object) -> bool:
     """Say whether a number, a truth value or null stands by itself, as JSON, Python or C write it."""
     spellings = {json.dumps(value), repr(value)}
     if isinstance(value, float):
-        spellings.add(f"{value:g}")
+        spellings |= {f"{value:g}", f"{value:.0f}"} if value.is_integer() else {f"{value:g}"}
+    elif type(value) is int:
+        spellings.add(f"{value}.0")  # Clients in JavaScript write 2.0 as 2.
     either = "|".join(map(re.escape, spellings))
     return re.search(rf"(?<![\w.+-])(?:{either})(?![\w.])", decoded) is not None
 

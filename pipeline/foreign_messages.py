@@ -113,6 +113,13 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
     """
     content = message.get("content")
     role = message.get("role")
+    if role is None and content is not None:
+        raise Rejected(
+            "missing_field",
+            f"{where} has no 'role', and no server reads its other keys ({_list_keys(sorted(message))}); "
+            "expected system, user, assistant or tool",
+            message,
+        )
     if isinstance(role, str) and role not in SERVER_ROLES:
         _check_foreign_role(role, f"{where}.role")
     if isinstance(content, list):

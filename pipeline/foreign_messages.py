@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
+from pipeline.server import Message
 
 SERVER_ROLES: Final = frozenset(
     {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
@@ -112,6 +113,13 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
     """
     content = message.get("content")
     role = message.get("role")
+    if role is None and content is not None:
+        raise Rejected(
+            "missing_field",
+            f"{where} has no 'role', and no server reads its other keys ({_list_keys(sorted(message))}); "
+            "expected system, user, assistant or tool",
+            message,
+        )
     if isinstance(role, str) and role not in SERVER_ROLES:
         _check_foreign_role(role, f"{where}.role")
     if isinstance(content, list):
@@ -152,13 +160,11 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
 
 def knows_roles(messages: Sequence[object]) -> bool:
     """Say whether every message is an object with a role that servers know."""
-    for message in messages:
-        if type(message) is not dict:
-            return False
-        role: object = cast("dict[str, object]", message).get("role")
-        if type(role) is not str or role not in SERVER_ROLES:
-            return False
-    return True
+    try:
+        return {cast("Message", message)["role"] for message in messages} <= SERVER_ROLES
+    except (KeyError, TypeError):
+        # No object, no role, or a role that is no text: the dialect says it in its own words.
+        return False
 
 
 def check_roles(messages: Sequence[object], template: str) -> list[int]:

@@ -13,7 +13,7 @@ import html
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
 from pipeline.continuation.marks import THINK_MARKS
@@ -23,6 +23,9 @@ _HEAD: Final = 48  # characters by which a text is looked for before it is compa
 _NEAR: Final = 2_000
 _THINK_CLOSES: Final = tuple(close for _, close in THINK_MARKS)
 _TEXT_KEYS: Final = ("text", "refusal", "content", "value")
+
+
+_FEW: Final = 6  # messages of a context that costs less to read again than to remember
 
 
 class _Said(NamedTuple):
@@ -59,6 +62,9 @@ class Unshown:
     has_request: bool
 
 
+_ALL_SHOWN: Final = Unshown(None, "", has_request=True)
+
+
 def find_unshown(
     messages: Sequence[Mapping[str, Any]],
     prompt: str,
@@ -78,6 +84,8 @@ def find_unshown(
     >>> find_unshown([{"role": "user", "content": "Hi"}], "<assistant>").has_request
     False
     """
+    if len(messages) <= _FEW and _shows_all(messages, prompt):
+        return _ALL_SHOWN
     said = {} if said is None else said
     reading = _resume(prompt, readings, owner, len(messages))
     first: tuple[int, str] | None = None
@@ -106,6 +114,23 @@ def find_unshown(
         reading.beginning = prompt[: reading.cursor]
         readings[id(owner)] = reading
     return Unshown(None, "", reading.has_request)
+
+
+def _shows_all(messages: Sequence[Mapping[str, Any]], prompt: str) -> bool:
+    """Say whether a prompt shows plain texts one after the other, as most do, and a request among them."""
+    cursor, has_request = 0, False
+    for message in messages:
+        content = message.get("content")
+        if type(content) is not str or "tool_calls" in message or "refusal" in message:
+            return False
+        text = content.strip()
+        if text:
+            at = prompt.find(text[:_HEAD], cursor, cursor + _NEAR)
+            if at < 0 or not prompt.startswith(text, at):
+                return False
+            cursor = at + len(text)
+            has_request = has_request or message["role"] != "assistant"
+    return has_request
 
 
 def holds_text(prompt: str, text: str) -> bool:
@@ -154,7 +179,9 @@ def _resume(prompt: str, readings: dict[int, Any] | None, owner: object, count: 
         return _Reading()
     if not prompt.startswith(found.beginning):
         return _Reading()
-    return replace(found, spans=[*found.spans])
+    return _Reading(
+        owner, found.count, found.cursor, found.beginning, found.has_request, [*found.spans]
+    )
 
 
 def _find_texts(

@@ -44,10 +44,9 @@ def _spells(decoded: str, value: object) -> bool:
     """Say whether a number, a truth value or null stands by itself, as JSON, Python or C write it."""
     spellings = {json.dumps(value), repr(value)}
     if isinstance(value, float):
-        spellings.add(f"{value:g}")
-    elif isinstance(value, int) and not isinstance(value, bool):
-        # Parsers write a whole number for one that the schema calls an integer.
-        spellings.add(f"{value}.0")
+        spellings |= {f"{value:g}", f"{value:.0f}"} if value.is_integer() else {f"{value:g}"}
+    elif type(value) is int:
+        spellings.add(f"{value}.0")  # Clients in JavaScript write 2.0 as 2.
     either = "|".join(map(re.escape, spellings))
     return re.search(rf"(?<![\w.+-])(?:{either})(?![\w.])", decoded) is not None
 

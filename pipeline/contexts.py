@@ -18,6 +18,7 @@ from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
 from pipeline.server import ChatRequest, Dialect, Message, Rendering, SharedWork
 from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.refusals import explain_refusal
 
 
 class Context(NamedTuple):
@@ -103,7 +104,10 @@ class ContextBuilder:
             return request, Rendering(self._encoder.decode(sampled))
         if example.messages is None:
             return request, Rendering(example.context or "")
-        return request, self._dialect.render_prompt(request, self._templates)
+        try:
+            return request, self._dialect.render_prompt(request, self._templates)
+        except Rejected as error:
+            raise explain_refusal(error, request, self._dialect, self._templates) from error
 
     def encode_messages(self, request: ChatRequest, messages: Sequence[Message]) -> Ids:
         """Return the ids of the prompt of other messages under the same request."""

@@ -26,6 +26,7 @@ from pipeline.server import ChatRequest, Dialect, Message, Rendering, SharedWork
 from pipeline.shown import find_unshown, last_text, last_user_text, refuse_empty
 from pipeline.template.bounded import BOUNDED_RUNS
 from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.refusals import explain_refusal
 
 
 class Context(NamedTuple):
@@ -114,7 +115,10 @@ class ContextBuilder:
             return request, Rendering(example.context or "")
         if not knows_roles(messages):
             self._find_suspects(request)
-        return request, self._dialect.render_prompt(request, self._templates)
+        try:
+            return request, self._dialect.render_prompt(request, self._templates)
+        except Rejected as error:
+            raise explain_refusal(error, request, self._dialect, self._templates) from error
 
     def encode_messages(self, request: ChatRequest, messages: Sequence[Message]) -> Ids:
         """Return the ids of the prompt of other messages under the same request."""

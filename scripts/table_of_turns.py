@@ -47,13 +47,38 @@ answer.
 **Calls.** The token after a turn with tool calls, where it can be seen: `=` says that it is the same
 one. A token that closes a frame inside the turn (`</tool_call>`) is none, unless it is a stop id.
 
-**Around an answer.** What the template writes between its generation prompt and an answer, and
-between the answer and the end of turn, when that is more than white space. A continuation given as a
-message gets both; one given as text is what the model emits, and brings its own.
+**Around an answer.** What the template writes between its generation prompt and a plain last answer
+(the opening), and between the answer and the end of turn, when that is more than white space.
 
 **Thought.** The marks of a think block, and what closes a block that the prompt leaves open.
 
+## The opening
+
+A served model writes the opening before its answer, and the server's parser takes it away: neither a
+log's text nor its message has it. So a plain answer, as text or as message, gets it, flagged
+`opening_added`: gpt-oss's `<|channel|>final<|message|>`, or the empty think block of Qwen3 and GLM-4.5,
+without which vLLM's reasoning parser returns the answer as reasoning and `content: null`. What the
+template writes to close such an answer comes with it. A call is the template's own rendering and has
+the same opening where the template writes it there.
+
+It is not added where the continuation begins with it, holds one of its tokens or a think block of its
+own, begins with another token of the model's (a call where the template opens calls otherwise), where
+the context is raw text, where sampled ids are given, or under `opening: none`. Where the generation
+prompt already holds the think block, only what follows the block is added. Seed-OSS's template writes
+no empty block, but puts a closed one into the prompt of a request without thinking budget: there the
+block is spelt as the template spells one with thought, before calls too.
+
+A template whose generation prompt does not open the assistant's turn (it ignores
+`add_generation_prompt`, and writes the header with the answer) would leave the header to the model: the
+job stops at its start and names it. Of the templates below that is `oi-simple-chat` (`Assistant:`).
+
 ## A message as continuation
+
+A message is read piece by piece: parts `text`, `output_text`, `refusal` are text; parts `thinking` and
+`reasoning`, the fields `reasoning`, `reasoning_content`, `thinking`, `thinking_blocks` and
+`reasoning_details` (`reasoning.text`) are reasoning. Any other part, a summary and encrypted thought are
+rejected with `unsupported_content`, two different reasonings or one inside the content too with
+`ambiguous_shape`, an answer of nothing but white space with `empty_continuation`.
 
 A message with reasoning, tool calls or parts is what the template writes for it after the prompt, up
 to its end of turn. Where the prompt is no prefix of that rendering, one of these ways is used and the
@@ -70,8 +95,24 @@ row is flagged `prompt_not_prefix`; else it is rejected with `not_renderable`.
   written in those marks, then the rest.
 
 Every text, name and argument of the message must be in the result: a template that drops one makes a
-reject. So does reasoning under a prompt that has closed the think block, and a message that the
-template spreads over several turns.
+reject that names the part. So does reasoning under a prompt that has closed the think block, a message
+that the template spreads over several turns, and a rendering that prints Python (a list of parts, a
+call's arguments as a dict, `None`); the printed part in which vLLM wraps a text (Kimi-K2) is written as
+the text.
+
+## Calls that are not read back
+
+A call is flagged `call_not_read_back` where the parser of its family would give the client another one.
+The form of a call is learnt from the template's rendering of a probe call; the parsers are vLLM's.
+
+- a text of the arguments, or the content beside the call, holds a mark of the call's own frame
+  (`</tool_call>`, `[TOOL_CALLS]`, `</parameter>`), or the quote that ends it;
+- the template cuts white space off a text, or the parser takes a newline that the template does not
+  write (`<parameter=NAME>`, Seed-OSS);
+- where each argument is written by itself, without quotes (XML): null, a value of another type than the
+  tool's schema names, a value other than text under a key that the schema lacks, an object as Python
+  prints it;
+- where calls are Python: a text without quotes, or a constant inside an object.
 """
 
 

@@ -69,6 +69,24 @@ BUDGET = (
 )
 """Writes a think block around reasoning alone, and a closed one in a prompt without budget (Seed-OSS)."""
 
+FIELDS = CHATML.replace(
+    _CALLS,
+    "{% for call in m.tool_calls or [] %}<tool_call>\n<function={{ call.function.name }}>\n"
+    "{% for name, value in call.function.arguments.items() %}"
+    "<parameter={{ name }}>\n{{ value }}\n</parameter>\n{% endfor %}"
+    "</function>\n</tool_call>{% endfor %}",
+)
+"""Writes each argument by itself, without quotes (Qwen3-Coder)."""
+
+KEYWORDS = CHATML.replace(
+    _CALLS,
+    "{% for call in m.tool_calls or [] %}[{{ call.function.name }}("
+    "{% for name, value in call.function.arguments.items() %}{{ ', ' if not loop.first else '' }}"
+    '{{ name }}={% if value is string %}"{{ value }}"{% else %}{{ value }}{% endif %}{% endfor %}'
+    ")]{% endfor %}",
+)
+"""Writes a call as Python does (Llama 4)."""
+
 THOUGHT_DELETED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{{ (m.content or '').split('</think>')[-1] }}" + _CALLS + "<|im_end|>\n{% endfor %}"

@@ -690,6 +690,89 @@ def test_arguments_that_are_no_json_are_refused() -> None:
     assert caught.value.code == "not_renderable"
 
 
+def test_a_call_whose_arguments_the_template_wants_as_text_is_named_with_the_cure() -> None:
+    source = own.CHATML.replace("call.function | tojson", "'call ' + call.function.arguments")
+    with pytest.raises(
+        Rejected, match=r"tool_calls\[0\]\.function\.arguments.*JSON text"
+    ) as caught:
+        continue_with(source, call_of(door="left"))
+    assert caught.value.code == "template_refused"
+    assert "messages[1]" in caught.value.reason
+    assert "give a chat_template" in caught.value.reason
+
+
+def test_a_refusal_in_the_templates_own_words_stays() -> None:
+    source = own.CHATML.replace(
+        "{{ m.content or '' }}", "{{ raise_exception('No.') if m.tool_calls else m.content }}"
+    )
+    with pytest.raises(Rejected) as caught:
+        continue_with(source, call_of(door="left"))
+    assert caught.value.reason == "the chat template raised: No."
+
+
+# Calls that a parser does not give back
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "open_door",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "door": {"type": "string"},
+                "wide": {"type": "boolean"},
+                "many": {"type": "integer"},
+            },
+        },
+    },
+}
+
+
+def flags_of_call(source: str, **arguments: Any) -> tuple[str, ...]:
+    """Build a call under a request with `TOOL`."""
+    facts = probe_turns(DIALECT, templates_of(source), {}, own.TOKENS, has_tools=True)
+    request = ChatRequest([USER], [TOOL])
+    prompt = DIALECT.render_prompt(request, templates_of(source)).text
+    settings = ContinuationSettings()
+    return build_continuation(
+        call_of(**arguments), prompt, request, DIALECT, templates_of(source), facts, settings
+    ).flags
+
+
+LOST = ("call_not_read_back",)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "flags"),
+    [
+        (own.CHATML, {"door": "left", "wide": None, "new": 1}, ()),
+        (own.CHATML, {"door": "a </tool_call> b"}, LOST),
+        (own.CHATML, {"door": ["x", {"k": "<tool_call>"}]}, LOST),
+        (own.CHATML, {"door": "<b> & </b> [x]"}, ()),
+        (own.FIELDS, {"door": "left", "wide": True, "many": 3}, ()),
+        (own.FIELDS, {"door": "a\nb\n"}, ()),
+        (own.FIELDS, {"door": "</parameter>"}, LOST),
+        (own.FIELDS, {"door": "<function=f>"}, LOST),
+        (own.FIELDS, {"wide": None}, LOST),
+        (own.FIELDS, {"door": True}, LOST),
+        (own.FIELDS, {"door": 3}, LOST),
+        (own.FIELDS, {"many": "3"}, LOST),
+        (own.FIELDS, {"new": 3}, LOST),
+        (own.FIELDS, {"new": "text"}, ()),
+        (own.FIELDS.replace("\n{{ value }}\n", "{{ value }}"), {"door": "a\n"}, LOST),
+        (own.FIELDS.replace("\n{{ value }}\n", "{{ value }}"), {"door": "a\nb"}, ()),
+        (own.FIELDS.replace("{{ value }}", "{{ value | string | trim }}"), {"door": " a"}, LOST),
+        (own.KEYWORDS, {"door": "left", "wide": None, "many": 3}, ()),
+        (own.KEYWORDS, {"door": 'say "left"'}, LOST),
+        (own.KEYWORDS.replace('"{{ value }}"', "{{ value }}"), {"door": "left"}, LOST),
+    ],
+)
+def test_what_the_familys_parser_would_not_give_back_is_flagged(
+    source: str, arguments: dict[str, Any], flags: tuple[str, ...]
+) -> None:
+    assert flags_of_call(source, **arguments) == flags
+
+
 # Properties
 
 PIECES = st.sampled_from(
@@ -759,6 +842,7 @@ class Served:
         self, continuation: str | Message, messages: list[Message] | None = None, **kwargs: Any
     ) -> Continuation:
         tools = kwargs.pop("tools", None)
+        settings = ContinuationSettings(opening=kwargs.pop("opening", "template"))
         request = ChatRequest(messages or [USER], tools, kwargs)
         facts = probe_turns(
             self.dialect,
@@ -775,7 +859,7 @@ class Served:
             self.dialect,
             self.templates,
             facts,
-            ContinuationSettings(),
+            settings,
         )
 
 
@@ -855,7 +939,8 @@ def test_gpt_oss_writes_its_channels_with_the_servers_own_encoder() -> None:
     pytest.importorskip("openai_harmony")
     served = Served("gpt-oss")
     built = served.build({"role": "assistant", "content": "Left."})
-    assert built == Continuation("<|channel|>final<|message|>Left.", "<|return|>", ())
+    opened = Continuation("<|channel|>final<|message|>Left.", "<|return|>", ("opening_added",))
+    assert built == served.build("Left.") == opened
     thought = served.build(THOUGHT)
     assert thought.text == (
         "<|channel|>analysis<|message|>Weigh both.<|end|><|start|>assistant"
@@ -903,8 +988,8 @@ def test_a_real_tokenizer_encodes_the_text_and_its_end_as_one_token(name: str) -
         ),
         (
             "empty_continuation",
-            {"empty": "empty_continuation", "only-eot": "empty_continuation", "space": ()}
-            | {"newline": (), "zwsp": (), "ok": ()},
+            {"zwsp": (), "ok": ()}
+            | dict.fromkeys(("empty", "only-eot", "space", "newline"), "empty_continuation"),
         ),
         ("whitespace_edges", {f"w{index}": () for index in range(9)}),
     ],
@@ -922,10 +1007,10 @@ def test_the_case_files_become_what_they_must(
     for name, outcome in expected.items():
         if isinstance(outcome, str):
             with pytest.raises(Rejected) as caught:
-                qwen3.build(cases[name])
+                qwen3.build(cases[name], opening="none")
             assert caught.value.code == outcome, name
         else:
-            built = qwen3.build(cases[name])
+            built = qwen3.build(cases[name], opening="none")
             assert built.flags == outcome, name
             assert cases[name].startswith(built.text)
             assert built.end_of_turn == "<|im_end|>"

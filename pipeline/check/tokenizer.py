@@ -118,10 +118,17 @@ def _turn_traits(turns: TurnFacts) -> Iterator[Trait]:
             if is_stop
             else "The server does not stop at the trained end of turn: name the right one with end_of_turn.",
         )
-    if turns.opening:
+    if turns.role_header:
+        yield Trait(
+            "role_header",
+            excerpt_of(turns.role_header),
+            "what the generation prompt lacks",
+            "Jobs are refused: the model would have to write this header. Give another chat_template.",
+        )
+    elif turns.opening:
         yield Trait(
             "answer_opening",
             excerpt_of(turns.opening),
             "between the generation prompt and an answer's content",
-            "A continuation given as text must bring this itself; one given as a message gets it.",
+            "A plain answer without it gets it, flagged opening_added (opening: none leaves it out).",
         )

@@ -26,6 +26,7 @@ from pipeline.continuation.think import DEFAULT_PAIR, read_think_state
 from pipeline.errors import Rejected, excerpt_of
 from pipeline.server import ChatRequest, Dialect, Message
 from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.refusals import explain_refusal
 from pipeline.template.seam import Seam, common_length, find_seam
 from pipeline.template.turn_facts import TurnFacts, find_end
 
@@ -73,7 +74,8 @@ def render_message(
         except Rejected as error:
             first_refusal = first_refusal or error
     assert first_refusal is not None
-    raise first_refusal
+    said = _with_message(request, message.message)
+    raise explain_refusal(first_refusal, said, dialect, templates)
 
 
 def _spellings_of(message: ReadMessage) -> Iterator[ReadMessage]:

@@ -17,16 +17,14 @@ from pipeline.continuation.think import (
     DEFAULT_PAIR,
     ThinkState,
     read_think_state,
-    spell_closing,
-    split_closing,
-    without_empty_block,
 )
 from pipeline.errors import excerpt_of
 from pipeline.server import Dialect
 from pipeline.template.call_form import read_call_form
 from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.openings import read_openings, spell_empty_block
 from pipeline.template.role_header import find_role_header
-from pipeline.template.seam import Seam, find_seam
+from pipeline.template.seam import find_seam
 from pipeline.template.stage import (
     ANSWER,
     ARGUMENT,
@@ -123,11 +121,8 @@ class _Probe:
         pair = self._find_think_pair()
         end, at, evidence = self._find_end()
         last = text_after(self._turn, ANSWER)
-        seam = self._seam_after_user(pair)
         state = self._think_state(pair)
-        closing, openings = self._read_opening(seam, state, pair)
-        spelt = "" if any(openings) else self._spell_empty_block(state, pair)
-        openings = (spelt, "") if spelt else openings
+        closing, openings, is_spelt = self._read_openings(state, pair)
         call = self._read_call(pair)
         tool_end = self._find_tool_end(end)
         ends = [token for token in (end, tool_end, *self._stops) if token]
@@ -142,8 +137,8 @@ class _Probe:
             tool_end=tool_end,
             opening=openings[0],
             opening_after_thought=openings[1],
-            opening_is_spelt=bool(spelt),
-            opens_calls=bool(spelt or (openings[0] and call.startswith(openings[0]))),
+            opening_is_spelt=is_spelt,
+            opens_calls=is_spelt or (bool(openings[0]) and call.startswith(openings[0])),
             role_header=find_role_header(
                 openings[0],
                 self._prompt,
@@ -289,11 +284,6 @@ class _Probe:
         follow = text_after(text_before(self._answered, RESULT), ARGUMENT)
         return next((token for token in self._tokens(follow) if token in ends), None)
 
-    def _seam_after_user(self, pair: tuple[str, str] | None) -> Seam | None:
-        """Return where the prompt ends in the answer's turn, the context before the user left out."""
-        tails = text_after(self._prompt, USER), text_after(self._turn, USER)
-        return find_seam(*tails, self._control, pair)
-
     def _think_state(self, pair: tuple[str, str] | None) -> ThinkState:
         if pair is None:
             return ThinkState("none")
@@ -323,52 +313,29 @@ class _Probe:
         seen = [text for text in renderings if text is not None and ANSWER in text]
         return DEFAULT_PAIR if any(REASONING not in text for text in seen) else None
 
-    def _read_opening(
-        self, seam: Seam | None, state: ThinkState, pair: tuple[str, str] | None
-    ) -> tuple[str, tuple[str, str]]:
-        """Return what closes a think block, and the two openings of `TurnFacts`."""
-        before = (
-            "" if seam is None else text_before(text_after(self._turn, USER)[seam.at :], ANSWER)
-        )
-        bare = _unless_blank(without_empty_block(before, pair))
-        if pair is None:
-            return "", (bare, bare)
-        # Where the prompt holds no think block the template's empty one is the model's to write.
-        whole = _unless_blank(before) if state.kind == "none" else bare
-        if state.kind == "open":
-            # An answer without reasoning shows how the template itself leaves the block.
-            split = split_closing(before, pair[1])
-            if split is not None:
-                rest = _unless_blank(split[1])
-                return split[0], (rest, rest)
-        split = split_closing(text_between(self._reasoned, REASONING, ANSWER), pair[1])
-        if split is not None:
-            rest = bare or _unless_blank(split[1])
-            return split[0], (whole if state.kind == "none" else rest, rest)
-        supplied = state.supplied if state.kind == "open" else f"{pair[0]}\n"
-        return spell_closing(supplied, pair), (whole, bare)
-
-    def _spell_empty_block(self, state: ThinkState, pair: tuple[str, str] | None) -> str:
-        """Return an empty think block where a model with a thinking budget has to write one itself.
-
-        Seed-OSS: with a budget of 0 the generation prompt holds the closed block, with any other the
-        model writes it, and the template shows none in an answer without thought.
-        """
-        if pair is None or state.kind != "none":
-            return ""
-        stage = replace(self._stage, kwargs={**self._stage.kwargs, **_NO_BUDGET})
-        unthinking = text_after(stage.prompt(self._user) or "", USER)
+    def _read_openings(
+        self, state: ThinkState, pair: tuple[str, str] | None
+    ) -> tuple[str, tuple[str, str], bool]:
+        """Return what closes a think block, the two openings of `TurnFacts`, and whether the first is
+        spelt here, as the template never writes it."""
+        after_thought = text_between(self._reasoned, REASONING, ANSWER)
+        prompt, turn = text_after(self._prompt, USER), text_after(self._turn, USER)
+        seam = find_seam(prompt, turn, self._control, pair)
+        before = "" if seam is None else turn[seam.at :]
+        closing, openings = read_openings(text_before(before, ANSWER), after_thought, state, pair)
+        if pair is None or state.kind != "none" or any(openings):
+            return closing, openings, False
         seam = find_seam(self._prompt, self._reasoned, self._control, pair)
         before = "" if seam is None else text_before(self._reasoned[seam.at :], REASONING)
-        split = split_closing(text_between(self._reasoned, REASONING, ANSWER), pair[1])
-        if pair[1] not in unthinking or split is None or before.strip() != pair[0]:
-            return ""
-        return before + split[0]
+        stage = replace(self._stage, kwargs={**self._stage.kwargs, **_NO_BUDGET})
+        unthinking = text_after(stage.prompt(self._user) or "", USER)
+        spelt = spell_empty_block(before, after_thought, unthinking, pair)
+        return closing, (spelt, ""), bool(spelt)
 
     def _read_call(self, pair: tuple[str, str] | None) -> str:
         """Return the probe's call as it follows the prompt, up to its end of turn."""
-        prompt, full = text_after(self._tool_prompt, USER), text_after(self._called, USER)
-        seam = find_seam(prompt, full, self._control, pair)
+        full = text_after(self._called, USER)
+        seam = find_seam(text_after(self._tool_prompt, USER), full, self._control, pair)
         said = full if seam is None else full[seam.at :]
         found = find_end(said, said.rfind(ARGUMENT), self._stops, self._control)
         return said if found is None else said[: found[0]]
@@ -379,10 +346,6 @@ def _without_trailing(tokens: list[tuple[int, str]], openers: set[str]) -> list[
     while kept and kept[-1][1] in openers:
         kept.pop()
     return kept
-
-
-def _unless_blank(text: str) -> str:
-    return text if text.strip() else ""
 
 
 def _leading_space(text: str) -> str:

@@ -27,7 +27,7 @@ from pipeline.fast_encoder import (
 
 EncoderChoice = Literal["auto", "tokenizers", "fastokens"]
 
-_JOB_TEXTS: Final = 200
+SETTLED_TEXTS: Final = 200
 # `tokenizers` takes most of a second for a million characters: long texts are compared whole only
 # while this lasts, then by their beginnings. None is so long that fastokens would start threads.
 _JOB_CHARACTERS: Final = 250_000
@@ -171,7 +171,7 @@ class CheckedEncoder:
 def _sample_of(texts: Iterable[str]) -> Iterable[str]:
     """Yield the first texts: whole while the characters last, then the beginning of each."""
     left = _JOB_CHARACTERS
-    for text, _ in zip(texts, range(_JOB_TEXTS), strict=False):
+    for text, _ in zip(texts, range(SETTLED_TEXTS), strict=False):
         part = text[: min(max(left, _BEGINNING), _LONGEST)]
         left -= len(part)
         yield part

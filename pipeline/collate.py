@@ -38,10 +38,13 @@ class ContextFrozenCollator:
             tokenizer's, else 0, which every vocabulary has.
         pad_to_multiple_of: C, R and T are rounded up to a multiple of this, in tokens.
         max_len: longest row allowed, in tokens; a longer one is an error, never cut.
-        label_pad: label of a token that is not trained.
+        with_rejected: take the worse continuations of pairs too, to measure them or to train a
+            loss of pairs; else such a row is an error.
         device: where the batch goes. Only in the main process: CUDA cannot be used in DataLoader
             workers, and `pipeline.feed.DeviceFeeder` moves batches ahead of time.
         tokenizer: only read for its pad id; not kept, so the collator stays small to pickle.
+
+    Tokens that are not trained have the label -100, the one that every loss leaves out.
 
     Raises `BadRow` for a row with an impossible boundary, length, label or weight.
 
@@ -54,7 +57,7 @@ class ContextFrozenCollator:
     pad_token_id: int | None = None
     pad_to_multiple_of: int | None = None
     max_len: int | None = None
-    label_pad: int = IGNORE_LABEL
+    with_rejected: bool = False
     device: str | torch.device | None = None
     tokenizer: InitVar[Any] = None
 
@@ -65,12 +68,16 @@ class ContextFrozenCollator:
             )
         for name in ("pad_to_multiple_of", "max_len"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and (not _is_whole(value) or value < 1):
                 raise UsageError(f"{name} is {value}; expected 1 or more tokens, or none")
         if self.pad_token_id is None:
             pad_token_id = getattr(tokenizer, "pad_token_id", None)
             object.__setattr__(
                 self, "pad_token_id", _FALLBACK_PAD_ID if pad_token_id is None else pad_token_id
+            )
+        if not _is_whole(self.pad_token_id) or cast("int", self.pad_token_id) < 0:
+            raise UsageError(
+                f"pad_token_id is {excerpt_of(self.pad_token_id)}; expected a token id, 0 or more"
             )
 
     def __call__(self, rows: RowSource) -> Batch:
@@ -81,7 +88,7 @@ class ContextFrozenCollator:
                 "device cannot be used; set num_workers=0, or leave device out and wrap the loader "
                 "in DeviceFeeder"
             )
-        checked = read_token_rows(rows)
+        checked = read_token_rows(rows, with_rejected=self.with_rejected)
         self._refuse_long_rows(checked)
         batch = self._join(checked) if self.layout == "joined" else self._split(checked)
         moved = {name: self._to_tensor(value) for name, value in batch.items()}
@@ -149,8 +156,6 @@ class ContextFrozenCollator:
         block = np.full((len(rows), width), IGNORE_LABEL, np.int64)
         for line, row, start in zip(block, rows, starts, strict=True):
             line[start : start + len(row.labels)] = row.labels
-        if self.label_pad != IGNORE_LABEL:
-            block[block == IGNORE_LABEL] = self.label_pad
         return block
 
     def _round_up(self, length: np.int64) -> int:
@@ -162,6 +167,10 @@ class ContextFrozenCollator:
             return value
         tensor = torch.from_numpy(value)
         return tensor if self.device is None else tensor.to(self.device)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _count(pieces: Sequence[IntArray]) -> Block:

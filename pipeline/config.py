@@ -95,7 +95,8 @@ class PrepareConfig:
     all assistant messages, or the last one."""
 
     rejected_continuations: Literal["drop", "keep"] = _sealed("drop")
-    """The worse continuation of a pair: left out, or kept as a row with preference: rejected."""
+    """The worse continuation of a pair: left out, or kept as a row of the split rejected, which no
+    trainer is to train."""
 
     validation_fraction: float = _sealed(0.0)
     """Share of the conversations that goes to the validation split, chosen by a hash of their name."""
@@ -105,6 +106,10 @@ class PrepareConfig:
 
     think: Literal["close", "reject", "keep"] = _sealed("close")
     """A continuation without a closing think mark under a prompt that opens a think block."""
+
+    opening: Literal["template", "none"] = _sealed("template")
+    """What the template writes between its generation prompt and a plain answer (gpt-oss's channel,
+    Qwen3's empty think block): template puts it before the continuation, none adds nothing."""
 
     control_tokens: Literal["flag", "reject"] = _sealed("flag")
     """A control token in the text of a user, system or tool message."""

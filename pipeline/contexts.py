@@ -12,11 +12,18 @@ import numpy as np
 from pipeline.config import PrepareConfig
 from pipeline.continuation.marks import find_text_flags
 from pipeline.continuation.sampled import check_context_ids
+from pipeline.continuation.served_prompt import (
+    check_served_prompt,
+    check_served_text,
+    find_header,
+)
 from pipeline.decisions import DecisionPoint
 from pipeline.encode import Ids, TextEncoder
 from pipeline.errors import Rejected
 from pipeline.examples import TrainingExample
+from pipeline.foreign_messages import check_roles, knows_roles, refuse_role
 from pipeline.server import ChatRequest, Dialect, Message, Rendering, SharedWork
+from pipeline.shown import find_unshown, last_text, last_user_text, refuse_empty
 from pipeline.template.chat_template import ChatTemplates
 
 
@@ -92,7 +99,7 @@ class ContextBuilder:
         """Return the request of a point, ``messages`` before it, and the prompt that the server makes.
 
         ``shared`` is what other points of the batch have in common with this one. Raises `Rejected`
-        where the server or the template refuses it.
+        where the server or the template refuses it, and for a role that neither knows.
         """
         example = point.example
         shared = SharedWork() if shared is None else shared
@@ -103,11 +110,17 @@ class ContextBuilder:
             return request, Rendering(self._encoder.decode(sampled))
         if example.messages is None:
             return request, Rendering(example.context or "")
+        if not knows_roles(messages):
+            self._find_suspects(request)
         return request, self._dialect.render_prompt(request, self._templates)
 
     def encode_messages(self, request: ChatRequest, messages: Sequence[Message]) -> Ids:
         """Return the ids of the prompt of other messages under the same request."""
-        prompt = self._dialect.render_prompt(replace(request, messages=messages), self._templates)
+        return self._encode_rendering(
+            self._dialect.render_prompt(replace(request, messages=messages), self._templates)
+        )
+
+    def _encode_rendering(self, prompt: Rendering) -> Ids:
         if prompt.ids is not None:
             return np.array(prompt.ids, np.int32)
         return self._encoder.encode_contexts([prompt.text])[0]
@@ -137,12 +150,77 @@ class ContextBuilder:
         flags = prompt.flags + texts
         if (sampled := _sampled_context(point)) is not None:
             ids = check_context_ids(sampled, self._encoder.vocabulary_size)
-            is_raw, flags = True, (*flags, "sampled_ids")
+            is_raw, flags = True, (*flags, "sampled_ids", *self._compare(point, request, ids))
         elif prompt.ids is not None:
             ids = np.array(prompt.ids, np.int32)
         elif is_raw and self._config.raw_context == "completions":
             ids = self._encode_completion_prompt(prompt.text)
+        if point.example.messages is not None:
+            flags += self._find_unshown(point, request, prompt.text)
         return Context(request, prompt, is_raw, flags + self._find_bos_flags(ids), ids)
+
+    def _find_suspects(self, request: ChatRequest) -> list[int]:
+        """Return the places of roles that only the template can know; see `check_roles`."""
+        source = ""
+        if not self._templates.is_empty:
+            source = self._templates.for_request(has_tools=bool(request.tools)).source
+        return check_roles(request.messages, source)
+
+    def _find_unshown(
+        self, point: DecisionPoint, request: ChatRequest, prompt: str
+    ) -> tuple[str, ...]:
+        """Return the flag of a prompt that leaves out what a message says; refuse one without a request."""
+        messages, shared = request.messages, request.shared
+        suspects = () if knows_roles(messages) else self._find_suspects(request)
+        found = find_unshown(
+            messages,
+            prompt,
+            suspects,
+            shared.table("texts of messages"),
+            shared.table("readings of prompts"),
+            point.example,
+        )
+        if found.place is not None and found.place in suspects:
+            role = messages[found.place]["role"]
+            raise refuse_role(role, f"messages[{found.place}].role")
+        if not found.has_request:
+            raise refuse_empty(messages)
+        return () if found.place is None else ("message_dropped",)
+
+    def _compare(self, point: DecisionPoint, request: ChatRequest, ids: Ids) -> tuple[str, ...]:
+        """Return the flag of a served prompt that is not what its messages, or its text, give here.
+
+        Raises `Rejected` (``bad_ids``) where it is another's. What cannot be rendered here (the
+        server had a switch or a rule of its own) is taken for different.
+        """
+        if point.example.messages is None:
+            return self._compare_text(point.example.context or "", ids)
+        served = self._encoder.decode(ids)
+        header = ""
+        try:
+            prompt = self._dialect.render_prompt(request, self._templates)
+            rendered = self._encode_rendering(prompt)
+            if np.array_equal(rendered, ids):
+                return ()
+            turn = self._dialect.render_turn(request, self._templates).text
+            header = find_header(prompt.text, turn, last_text(request.messages))
+        except Rejected:
+            pass
+        check_served_prompt(served, last_user_text(request.messages), header)
+        return ("prompt_ids_differ",)
+
+    def _compare_text(self, text: str, ids: Ids) -> tuple[str, ...]:
+        if not text:
+            return ()
+        rendered = (
+            self._encode_completion_prompt(text)
+            if self._config.raw_context == "completions"
+            else self._encoder.encode_contexts([text])[0]
+        )
+        if np.array_equal(rendered, ids):
+            return ()
+        check_served_text(self._encoder.decode(ids), text)
+        return ("prompt_ids_differ",)
 
     def _encode_completion_prompt(self, text: str) -> Ids:
         """Return the ids of a ``/v1/completions`` prompt; one that has its BOS gets no second one."""

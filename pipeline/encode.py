@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pipeline.checked_encoder import CheckedEncoder, EncoderChoice
+from pipeline.checked_encoder import SETTLED_TEXTS, CheckedEncoder, EncoderChoice
 from pipeline.encoded_batch import EncodedBatch, Ids, join_rows
 from pipeline.errors import UsageError, excerpt_of
 from pipeline.fast_encoder import copy_backend, use_one_thread
 from pipeline.quick_decode import ByteTable, make_byte_table
+from pipeline.steady_ids import refuse_other_ids, refuse_random_ids
 from pipeline.text_pieces import PieceEncoder, find_cut_tokens
 from pipeline.tokenizer_files import find_tokenizer_folder, hash_tokenizer_files
 
@@ -66,6 +68,8 @@ class TextEncoder:
     ) -> None:
         """Take over ``tokenizer``, loaded from ``folder`` where it came from one.
 
+        Raises `UsageError` for one without a fast backend, and for one that draws its ids at random.
+
         ``encoder``: `CheckedEncoder` says what each choice means. ``is_shared`` is False where nobody
         else holds the tokenizer: it is then not copied (0.3 s for 150,000 tokens).
         """
@@ -75,6 +79,8 @@ class TextEncoder:
                 f"tokenizer: {type(tokenizer).__name__} has no fast backend; "
                 "expected one that loads with a tokenizer.json"
             )
+        # Before it is copied: the copy of a Unigram model would not sample any more.
+        refuse_random_ids(backend)
         self.tokenizer = tokenizer
         self.folder = folder
         # A copy, so that what somebody else sets on it cannot reach our ids.
@@ -116,9 +122,11 @@ class TextEncoder:
         """Compare the encoder in use with `tokenizers` on the first texts of a job, up to 200.
 
         One difference, and `tokenizers` encodes from then on; where fastokens was asked for by
-        name it raises `UsageError`.
+        name it raises `UsageError`, as it does where a text has other ids when it is encoded again.
         """
-        self._encoder.settle(texts)
+        kept = [*islice(texts, SETTLED_TEXTS)]
+        refuse_other_ids(self._backend, kept)
+        self._encoder.settle(kept)
 
     def use_one_thread(self) -> None:
         """Encode on the calling thread alone from now on, as a forked worker must."""

@@ -12,7 +12,7 @@ from typing import Final
 
 _ADDED_TOKENS: Final = 400  # of the thousands that some tokenizers hold, evenly spread
 
-_SENTENCES: Final = (
+SENTENCES: Final = (
     "",
     " ",
     "I'll say we've DON'T, it'S 3,141.59 or 2+2=4; 'tis 100% ok… (yes?) -- \"no\"!",
@@ -58,7 +58,7 @@ def make_probes(added_tokens: Sequence[str]) -> list[str]:
     True
     """
     return [
-        *_SENTENCES,
+        *SENTENCES,
         *_code_points(),
         *_long_runs(),
         *_shared_prefixes(),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
+from pipeline.foreign_messages import check_message
 from pipeline.nulls import drop_message_nulls, drop_tool_nulls
 from pipeline.row_outcomes import CUT_SHORT, refuse_outcome
 from pipeline.server import Message
@@ -76,7 +77,10 @@ def read_json(value: Any, name: str) -> Any:
 
 
 def read_messages(value: Any, name: str) -> list[Message]:
-    """Return messages, without keys that are null (`pipeline.nulls`); at least one."""
+    """Return messages, without keys that are null (`pipeline.nulls`); at least one.
+
+    What a server would not see of a message is refused (`pipeline.foreign_messages`).
+    """
     if not isinstance(value, list):
         raise Rejected("wrong_type", f"{name}: expected a list of messages", value)
     messages: list[Message] = []
@@ -92,6 +96,7 @@ def read_messages(value: Any, name: str) -> list[Message]:
         bare = drop_message_nulls(fields)
         if not _PLAIN_KEYS.issuperset(bare) or bare.get("role") == "function":
             _refuse_message_keys(bare, f"{name}[{index}]")
+        check_message(bare, f"{name}[{index}]")
         messages.append(bare)
     if not messages:
         raise Rejected("empty_context", f"{name}: the list is empty; expected at least one message")
@@ -187,6 +192,7 @@ def read_continuation(value: Any, name: str) -> str | Message:
             for key in ("finish_reason", "stop_reason"):
                 if key in bare:
                     refuse_outcome(f"{name}.{key}", key, bare.pop(key))
+        check_message(bare, name)
         return bare
     raise Rejected("wrong_type", f"{name}: expected text or an assistant message", value)
 

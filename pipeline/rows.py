@@ -74,7 +74,10 @@ class RowBuilder:
         )
         self.contexts = ContextBuilder(config, self.encoder, self.templates, self.dialect)
         self._settings = ContinuationSettings(
-            end_of_turn=config.end_of_turn, think=config.think, control_tokens=config.control_tokens
+            end_of_turn=config.end_of_turn,
+            think=config.think,
+            opening=config.opening,
+            control_tokens=config.control_tokens,
         )
         if (
             config.end_of_turn not in ("auto", "none")
@@ -169,7 +172,7 @@ class RowBuilder:
             if point.continuation_ids is not None:
                 ids = check_continuation_ids(
                     point.continuation_ids,
-                    point.continuation if isinstance(point.continuation, str) else "",
+                    point.continuation,
                     self.encoder,
                     self._end_ids(facts),
                     needs_end=self._settings.end_of_turn != "none",

@@ -20,6 +20,7 @@ import torch.distributed
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.types import REJECTED
 
 logger = logging.getLogger(__name__)
 Lengths = NDArray[np.int64]
@@ -59,6 +60,8 @@ class _TokenBudgetSampler(ABC):
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        *,
+        with_rejected: bool = False,
     ) -> None:
         has_group = torch.distributed.is_available() and torch.distributed.is_initialized()
         if world_size is None:
@@ -75,6 +78,8 @@ class _TokenBudgetSampler(ABC):
                 raise UsageError(f"{name} is {budget}; expected a budget of 1 or more tokens")
         self.context_tokens, self.continuation_tokens = context_tokens, continuation_tokens
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        if not with_rejected:
+            _refuse_rejected(rows)
         context_lens = _read_column(rows, "context_len").astype(np.int64)
         self._frozen: Lengths = context_lens - 1
         self._live: Lengths = _read_column(rows, "total_len").astype(np.int64) - self._frozen
@@ -96,6 +101,18 @@ class _TokenBudgetSampler(ABC):
     @abstractmethod
     def _make_units(self) -> list[_Unit]:
         """Return the rows as units that each fit the budgets, or hold one row."""
+
+    @property
+    def batch_size(self) -> int:
+        """Never there: batches differ. Who asks among several ranks is about to deal them again."""
+        has_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if has_group and torch.distributed.get_world_size() > 1:
+            raise UsageError(
+                "the loader of a sampler that has the batches of its own rank was given to "
+                "accelerator.prepare, which deals them among the ranks again, unevenly or twice; "
+                "prepare the model and the optimizer alone (docs/trainers.md)"
+            )
+        raise AttributeError(f"{type(self).__name__} has batches of unlike sizes")
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of ``epoch``; where that is the running one, stay at its place.
@@ -220,7 +237,8 @@ class LengthBatchSampler(_TokenBudgetSampler):
         continuation_tokens: most cells of its other block, B x R (activations and logits).
         seed: of the order; the same seed gives the same batches on every machine.
         rank, world_size: this process among those that train; default: of the process group, else
-            one. With ``accelerator.prepare`` on the loader give 0 and 1, since it deals by itself.
+            one. The loader is not for ``accelerator.prepare``, which would deal the batches again.
+        with_rejected: take the worse continuations of pairs too; else they are refused.
 
     A row that exceeds a budget alone is a batch of its own, with a warning. Ranks get equally many
     batches and no row twice. Use as ``DataLoader(rows, batch_sampler=...)``; with rows in Arrow
@@ -270,8 +288,25 @@ class ContextGroupSampler(_TokenBudgetSampler):
         return units
 
 
+def _refuse_rejected(rows: Any) -> None:
+    """Refuse rows with the worse continuation of a pair among them. Raises `UsageError`."""
+    if "preference" not in _name_columns(rows):
+        return
+    places = np.flatnonzero(_read_column(rows, "preference") == REJECTED)
+    if len(places):
+        raise UsageError(
+            f"{len(places)} rows, the first at {places[0]}, have the preference {REJECTED}: the worse "
+            "continuations of pairs, which are not to be trained; leave them out (`pipeline.load` "
+            "does), or say with_rejected=True"
+        )
+
+
+def _name_columns(rows: Any) -> Sequence[str]:
+    return getattr(rows, "column_names", None) or list(rows)
+
+
 def _read_column(rows: Any, name: str) -> NDArray[Any]:
-    names: Sequence[str] = getattr(rows, "column_names", None) or list(rows)
+    names = _name_columns(rows)
     if name not in names:
         raise UsageError(
             f"the rows have no column {name} (found {', '.join(map(str, names))}); "

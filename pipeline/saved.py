@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from pipeline.boundary import hash_context
@@ -20,31 +21,42 @@ from pipeline.job.publish import MANIFEST
 from pipeline.row_table import digest_rows, split_lists, sum_digests
 from pipeline.seal import check_tokenizer, hash_seal
 from pipeline.store import find_folder
-from pipeline.types import FLAGS, IGNORE_LABEL, TOKEN_COLUMNS, row_features
+from pipeline.types import FLAGS, IGNORE_LABEL, REJECTED, TOKEN_COLUMNS, row_features
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Its functions are made when it is imported, so that no type checker knows them.
+_compute: Any = pyarrow.compute
+
 _BATCH_ROWS = 512
+# Since this format of the seal, the worse continuations of pairs are in a split of their own.
+_REJECTED_APART = 2
+_MISPLACED = "the worse continuation of a pair belongs in the split rejected, and no other row does"
 
 
 def load(
     path: str | Path,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     exclude_ids: Collection[str] = (),
+    *,
+    with_rejected: bool = False,
 ) -> datasets.DatasetDict:
     """Return the splits of a saved set, sealed files checked; of one on a store, a copy is opened.
 
     ``tokenizer`` (a folder, a Hub name or a loaded tokenizer) is compared with the seal;
-    ``exclude_ids`` are the examples that were trained on already. Raises `UsageError` where there is
-    no set, `SealMismatch` where a file, the tokenizer or its template is not the sealed one.
+    ``exclude_ids`` are the examples that were trained on already. The worse continuations of pairs
+    are left out, unless ``with_rejected`` asks for their split, ``rejected``. Raises `UsageError`
+    where there is no set, `SealMismatch` where a file, the tokenizer or its template is not the sealed one.
     """
     folder = find_folder(path)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     if tokenizer is not None:
         _check_tokenizer(manifest, tokenizer)
-    splits = open_splits(folder)
+    splits = _set_rejected_apart(open_splits(folder))
+    if not with_rejected:
+        splits.pop(REJECTED, None)
     if not exclude_ids:
         return splits
     left_out = {exclude_ids} if isinstance(exclude_ids, str) else frozenset(exclude_ids)
@@ -53,9 +65,48 @@ def load(
             raise UsageError(
                 f"{folder}: columns: train keeps no id; exclude_ids needs a set with columns: full"
             )
-        ids = rows.data.column("id").to_pylist()
+        ids: list[str] = rows["id"][:]
         splits[name] = rows.select([at for at, id_ in enumerate(ids) if id_ not in left_out])
     return splits
+
+
+def _set_rejected_apart(splits: datasets.DatasetDict) -> datasets.DatasetDict:
+    """Return the splits with the worse continuations of pairs in `REJECTED` and nowhere else.
+
+    Before seal format 2 they stood among the others. Where a set keeps no text, the rows of that
+    split are told which they are, so that no collator takes them for better ones.
+    """
+    apart = datasets.DatasetDict()
+    worse: list[datasets.Dataset] = []
+    for name, rows in splits.items():
+        if name == REJECTED:
+            worse.append(_name_preference(rows))
+            continue
+        places = _find_rejected(rows)
+        if len(places):
+            worse.append(rows.select(places))
+            rows = rows.select(np.setdiff1d(np.arange(len(rows)), places))
+        apart[name] = rows
+    if worse:
+        apart[REJECTED] = datasets.concatenate_datasets(worse)
+    return apart
+
+
+def _find_rejected(rows: datasets.Dataset) -> NDArray[np.int64]:
+    if "preference" not in rows.column_names:
+        return np.empty(0, np.int64)
+    is_worse: Any = _compute.equal(rows.data.column("preference"), REJECTED)
+    return (
+        np.flatnonzero(is_worse.to_numpy(zero_copy_only=False))
+        if len(rows)
+        else np.empty(0, np.int64)
+    )
+
+
+def _name_preference(rows: datasets.Dataset) -> datasets.Dataset:
+    if "preference" in rows.column_names:
+        return rows
+    return rows.add_column("preference", [REJECTED] * len(rows))  # type: ignore[call-arg]
 
 
 def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = None) -> list[str]:
@@ -173,6 +224,9 @@ def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> 
             except (OSError, ValueError, pa.ArrowException) as error:
                 yield f"{split}: rows {start} to {end - 1}: {error}"
                 return
+            if (misplaced := _find_misplaced(table, str(split), manifest["seal"])) is not None:
+                yield f"{split}: row {start + misplaced}: {_MISPLACED}"
+                return
             fault = _find_first_fault(table, settings["max_len"], manifest["seal"])
             if fault is not None:
                 yield f"{split}: row {start + fault[0]}: {fault[1]}"
@@ -183,6 +237,15 @@ def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> 
         yield f"{MANIFEST}: counts {manifest['counts']['rows']} rows, found {rows_seen}"
     if (digest := sum_digests(digests)) != manifest["digest"]:
         yield f"{MANIFEST}: digest {manifest['digest'][:16]}…, the rows give {digest[:16]}…"
+
+
+def _find_misplaced(table: pa.Table, split: str, seal: dict[str, Any]) -> int | None:
+    """Return the first row that stands among those to be trained and is not to be, or the other way."""
+    if "preference" not in table.column_names or seal["format"] < _REJECTED_APART:
+        return None
+    is_worse: Any = _compute.equal(table.column("preference"), REJECTED)
+    wrong = is_worse.to_numpy(zero_copy_only=False) != (split == REJECTED)
+    return int(wrong.argmax()) if wrong.any() else None
 
 
 def _find_first_fault(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.encode import TextEncoder
     from pipeline.template.chat_template import ChatTemplates
 
-SEAL_FORMAT = 1
+SEAL_FORMAT = 2
 """Raised when the same inputs would no longer give the same rows."""
 
 _REMEDY = "use the tokenizer that the set was made with, or prepare it again"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import BadRow, excerpt_of
-from pipeline.types import IGNORE_LABEL
+from pipeline.types import IGNORE_LABEL, REJECTED
 
 IntArray = NDArray[np.integer[Any]]
 RowSource = pa.Table | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
@@ -29,6 +29,7 @@ _COLUMNS = (
     "context_len",
     "total_len",
     "weight",
+    "preference",
     "id",
     "source",
 )
@@ -61,12 +62,13 @@ class TokenRow:
         return self.ids[self.context_len - 1 :]
 
 
-def read_token_rows(source: RowSource) -> list[TokenRow]:
+def read_token_rows(source: RowSource, *, with_rejected: bool = False) -> list[TokenRow]:
     """Return the rows of ``source`` with their boundary, in order.
 
     A row needs ``input_ids`` and at least one of ``context_len`` and ``labels``. Without labels the
     whole continuation is trained; without ``context_len`` the boundary is the first trained label.
-    Raises `BadRow`, naming the row, when a boundary, a length, a label or a weight is impossible.
+    Raises `BadRow`, naming the row, when a boundary, a length, a label or a weight is impossible,
+    and for the worse continuation of a pair unless ``with_rejected``.
     """
     columns = _read_columns(source)
     if "input_ids" not in columns:
@@ -78,21 +80,22 @@ def read_token_rows(source: RowSource) -> list[TokenRow]:
     if count == 0:
         raise BadRow("no rows to collate; expected at least one: check the batch sampler")
     return [
-        _check_row({name: column[index] for name, column in columns.items()}, index)
+        _check_row({name: column[index] for name, column in columns.items()}, index, with_rejected)
         for index in range(count)
     ]
 
 
-def rows_as_id_pairs(rows: Any) -> Iterator[dict[str, list[int]]]:
+def rows_as_id_pairs(rows: Any, *, with_rejected: bool = False) -> Iterator[dict[str, list[int]]]:
     """Yield ``{"context_ids", "continuation_ids"}`` of each row, for an endpoint of raw ids.
 
-    ``rows`` is a loaded split (``datasets.Dataset``) or an iterable of rows.
+    ``rows`` is a loaded split (``datasets.Dataset``) or an iterable of rows; the worse continuation
+    of a pair among them is an error unless ``with_rejected``.
 
     >>> next(rows_as_id_pairs([{"input_ids": [5, 6, 7], "context_len": 2}]))
     {'context_ids': [5, 6], 'continuation_ids': [7]}
     """
     for source in _read_slices(rows):
-        for row in read_token_rows(source):
+        for row in read_token_rows(source, with_rejected=with_rejected):
             yield {
                 "context_ids": row.ids[: row.context_len].tolist(),
                 "continuation_ids": row.ids[row.context_len :].tolist(),
@@ -118,8 +121,10 @@ def _read_columns(source: RowSource) -> dict[str, Sequence[Any]]:
     if isinstance(source, Mapping):
         columns = cast("Mapping[str, Sequence[Any]]", source)
         return {name: columns[name] for name in _COLUMNS if name in columns}
-    # One row may lack a column that the first has: None then, which the checks name.
-    names = [name for name in _COLUMNS if name in source[0]] if source else ["input_ids"]
+    # A row may lack a column that another has: None then, which the checks name.
+    names = [name for name in _COLUMNS if any(name in row for row in source)]
+    if not source:
+        names = ["input_ids"]
     return {name: [row.get(name) for row in source] for name in names}
 
 
@@ -137,13 +142,18 @@ def _split_column(column: pa.ChunkedArray) -> Sequence[Any]:
     return rows
 
 
-def _check_row(row: dict[str, Any], index: int) -> TokenRow:
+def _check_row(row: dict[str, Any], index: int, with_rejected: bool) -> TokenRow:
     name = _name_row(row, index)
+    if row.get("preference") == REJECTED and not with_rejected:
+        raise BadRow(
+            f"{name}: preference is {REJECTED}, the worse continuation of a pair, which is not to be "
+            "trained; leave the split out (`pipeline.load` does), or say with_rejected=True"
+        )
     ids = _read_ids(row["input_ids"], "input_ids", name)
     if ids.min() < 0:
         raise BadRow(f"{name}: input_ids holds {ids.min()}; expected token ids, 0 or more")
-    total = row.get("total_len")
-    if total is not None and int(total) != len(ids):
+    total = _read_number(row, "total_len", name)
+    if total is not None and total != len(ids):
         raise BadRow(
             f"{name}: total_len is {total}, but input_ids has {len(ids)} tokens; "
             "expected them equal: build the set again or do not cut its rows"
@@ -162,9 +172,7 @@ def _check_row(row: dict[str, Any], index: int) -> TokenRow:
                 f"{name}: {len(full_labels)} labels for {len(ids)} input_ids; expected as many"
             )
     context_len = _read_boundary(row, full_labels, len(ids), name)
-    weight = 1.0 if row.get("weight") is None else float(row["weight"])
-    if not (0.0 <= weight < float("inf")):
-        raise BadRow(f"{name}: weight is {weight}; expected a finite number, 0 or more")
+    weight = _read_weight(row.get("weight"), name)
     labels = ids[context_len:]
     if full_labels is not None:
         labels = _check_labels(full_labels, ids, context_len, name)
@@ -185,9 +193,31 @@ def _read_ids(value: Any, column: str, name: str) -> IntArray:
     return cast("IntArray", ids)
 
 
+def _read_weight(value: Any, name: str) -> float:
+    try:
+        weight = 1.0 if value is None else float(value)
+    except (TypeError, ValueError):
+        weight = -1.0
+    if not (0.0 <= weight < float("inf")):
+        raise BadRow(f"{name}: weight is {excerpt_of(value)}; expected a finite number, 0 or more")
+    return weight
+
+
+def _read_number(row: dict[str, Any], column: str, name: str) -> int | None:
+    """Return a whole number of tokens, or None where the row has none."""
+    value = row.get(column)
+    if value is None:
+        return None
+    number = np.asarray(value)
+    if number.ndim or not np.issubdtype(number.dtype, np.integer):
+        raise BadRow(f"{name}: {column} is {excerpt_of(value)}; expected a whole number of tokens")
+    return int(number)
+
+
 def _read_boundary(row: dict[str, Any], labels: IntArray | None, total: int, name: str) -> int:
-    if row.get("context_len") is not None:
-        context_len = int(row["context_len"])
+    given = _read_number(row, "context_len", name)
+    if given is not None:
+        context_len = given
     elif labels is not None:
         trained = labels != IGNORE_LABEL
         if not trained.any():

@@ -61,9 +61,13 @@ class ExampleTokenizer:
         memories: list[str] | None = None,
         max_len: int | None = None,
         device: str | torch.device | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> TrainingExample:
         """Return the example whose context is ``messages[:decision_idx]``, tokenized.
 
+        ``tools`` and ``chat_template_kwargs`` are those of its request, as on a line of a file.
         See `prepare_example`.
         """
         example = TrainingExample(
@@ -73,5 +77,7 @@ class ExampleTokenizer:
             continuation=better_response,
             reason=reason,
             memories=memories or [],
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs or {},
         )
         return self.prepare_example(example, max_len, device)

@@ -86,6 +86,12 @@ ROW_SCHEMA: Final = pa.schema(
 )
 """Columns of a saved row, in order (``docs/rows-and-batches.md`` describes each)."""
 
+REJECTED: Final = "rejected"
+"""The split of the worse continuations of pairs, and the preference of its rows. Never trained."""
+
+SPLITS: Final = ("train", "validation", REJECTED)
+"""The splits that a set can have, in order; one without a row is not saved."""
+
 TOKEN_COLUMNS: Final = ("input_ids", "labels", "attention_mask")
 NUMERIC_COLUMNS: Final = (
     *TOKEN_COLUMNS,

@@ -57,7 +57,7 @@ def write_pairs(source: Path, pairs: Path) -> int:
 
 def measure(model: torch.nn.Module, rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return the mean log-probability per continuation token, by preference."""
-    collate = ContextFrozenCollator("split", pad_token_id=0)
+    collate = ContextFrozenCollator("split", pad_token_id=0, with_rejected=True)
     sums: dict[str, list[float]] = {"chosen": [], "rejected": []}
     with torch.no_grad():
         for row in rows:
@@ -92,8 +92,9 @@ def main() -> None:
         max_len=1024,
         rejected_continuations="keep",
     )
-    rows = list(load(prepared.output, tokenizer=str(tokenizer))["train"].with_format("numpy"))
-    chosen = [row for row in rows if row["preference"] == "chosen"]
+    splits = load(prepared.output, tokenizer=str(tokenizer), with_rejected=True)
+    chosen = list(splits["train"].with_format("numpy"))
+    rows = [*chosen, *splits["rejected"].with_format("numpy")]
     print(f"{count} pairs, {prepared.counts['tokens']['total']} tokens, contexts frozen")
     model.eval()
     before = measure(model, rows)

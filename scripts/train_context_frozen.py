@@ -24,7 +24,7 @@ from typing import Any, Literal, TextIO
 import torch
 import torch.distributed as dist
 import tyro
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -105,7 +105,12 @@ def main(config: TrainConfig) -> list[Record]:
 
 
 def load_rows(config: TrainConfig) -> Dataset:
-    """Return the rows to train on, their seal checked against the model's tokenizer."""
+    """Return the rows to train on."""
+    return load_splits(config)["train"]
+
+
+def load_splits(config: TrainConfig) -> DatasetDict:
+    """Return the splits of the set, their seal checked against the model's tokenizer."""
     folder = config.data or config.output / "set"
     if config.data is None and not folder.exists():
         if _world_size() > 1:
@@ -117,7 +122,7 @@ def load_rows(config: TrainConfig) -> Dataset:
             "max_len": 768,
         }
         prepare(config_from_mapping(settings, "the bundled examples"))
-    return load(folder, tokenizer=config.model or str(BUNDLED_MODEL))["train"]
+    return load(folder, tokenizer=config.model or str(BUNDLED_MODEL))
 
 
 def build_model(config: TrainConfig) -> Any:

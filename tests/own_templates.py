@@ -50,6 +50,25 @@ THINK_OPEN = (
 )
 """Opens a think block in the prompt, writes an empty one for an answer without reasoning (Qwen3.5)."""
 
+EMPTY_BLOCK = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and (loop.last or m.reasoning_content) %}"
+    "<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}"
+    "{{ m.content or '' }}" + _CALLS + "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{{ '<think>\n\n</think>\n\n' if enable_thinking is false else '' }}{% endif %}"
+)
+"""Writes an empty think block before an answer without reasoning, the prompt none (Qwen3)."""
+
+BUDGET = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>\n{% endif %}"
+    "{{ m.content or '' }}" + _CALLS + "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{{ '<think>\nNo budget.</think>' if thinking_budget == 0 else '' }}{% endif %}"
+)
+"""Writes a think block around reasoning alone, and a closed one in a prompt without budget (Seed-OSS)."""
+
 THOUGHT_DELETED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{{ (m.content or '').split('</think>')[-1] }}" + _CALLS + "<|im_end|>\n{% endfor %}"

@@ -98,7 +98,10 @@ def test_any_two_parts_give_the_digest_and_rows_of_one_run(
             both = append(parts, folder, lines[cut - overlap :])
         assert both.digest == once.digest
         assert verify(both.output) == []
-        for split in ("train", "validation"):
+        splits = once.counts["rows_by_split"]
+        assert set(load_from_disk(str(both.output))) == set(splits)
+        assert all(splits.values())
+        for split in splits:
             told_apart = [
                 {name: value for name, value in row.items() if name != "source"}
                 for row in rows_of(both.output, split)

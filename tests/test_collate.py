@@ -225,9 +225,24 @@ def test_pad_id_comes_from_the_tokenizer_else_zero_and_an_own_one_wins() -> None
     assert ContextFrozenCollator().pad_token_id == 0
 
 
-def test_another_label_pad_marks_all_that_is_not_trained() -> None:
-    batch = collate(make_rows(), "joined", label_pad=-1)
-    assert batch["labels"][0].tolist() == [-1, 12, 13, -1, -1]
+def test_no_other_label_than_the_one_that_losses_leave_out_can_be_padded_with() -> None:
+    with pytest.raises(TypeError, match="label_pad"):
+        collate(make_rows(), "split", label_pad=0)
+
+
+@pytest.mark.parametrize("layout", ["joined", "split", "grouped"])
+def test_the_worse_continuation_of_a_pair_is_refused_unless_it_is_asked_for(layout: str) -> None:
+    rows = [make_row([5, 6], [7], preference="chosen"), make_row([5, 6], [8])]
+    rows[1]["preference"] = "rejected"
+    for source in (rows, {key: [row[key] for row in rows] for key in rows[0]}):
+        with pytest.raises(BadRow, match=r"row 1 .*example-5.*preference is rejected.*leave the"):
+            collate(source, layout)
+    with pytest.raises(BadRow, match="preference is rejected"):
+        collate([make_row([5, 6], [7]), rows[1]], layout)
+    assert len(collate(rows, layout, with_rejected=True)["input_ids"]) == 2
+    with pytest.raises(BadRow, match="preference is rejected"):
+        list(rows_as_id_pairs(rows))
+    assert len(list(rows_as_id_pairs(rows, with_rejected=True))) == 2
 
 
 def test_a_collator_survives_pickling_and_gives_the_same_batch() -> None:
@@ -276,6 +291,11 @@ BAD_ROWS = {
     "floats": ({"input_ids": [1.0, 2.0, 3.0]}, "input_ids holds float64; expected whole numbers"),
     "negative id": ({"input_ids": [1, -2, 3]}, "input_ids holds -2; expected token ids"),
     "negative weight": ({"weight": -1.0}, "weight is -1.0; expected a finite number, 0 or more"),
+    "half a boundary": ({"context_len": 1.5}, "context_len is 1.5; expected a whole number"),
+    "a boundary as float": ({"context_len": 2.0}, "context_len is 2.0; expected a whole number"),
+    "a boundary as bool": ({"context_len": True}, "context_len is True; expected a whole number"),
+    "a total as text": ({"total_len": "3"}, "total_len is 3; expected a whole number"),
+    "a weight as text": ({"weight": "much"}, "weight is much; expected a finite number"),
     "no number": ({"weight": float("nan")}, "weight is nan"),
 }
 
@@ -308,6 +328,9 @@ def test_rows_without_tokens_or_no_rows_at_all_are_refused() -> None:
         ({"layout": "packed"}, "layout is packed; expected joined, split, grouped"),
         ({"pad_to_multiple_of": 0}, "pad_to_multiple_of is 0; expected 1 or more tokens"),
         ({"max_len": -1}, "max_len is -1; expected 1 or more tokens"),
+        ({"max_len": 8.5}, "max_len is 8.5; expected 1 or more tokens"),
+        ({"pad_token_id": -100}, "pad_token_id is -100; expected a token id, 0 or more"),
+        ({"pad_token_id": 1.0}, "pad_token_id is 1.0; expected a token id, 0 or more"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -148,19 +148,19 @@ def test_the_calls_of_a_continuation_are_trained_as_the_template_writes_them(
     assert all(text.endswith("<|im_end|>") for text in trained.values())
 
 
-def test_both_continuations_of_a_pair_share_their_context_and_their_split(
+def test_the_worse_continuation_of_a_pair_is_apart_and_has_the_context_of_the_better(
     made: dict[str, Path],
 ) -> None:
     splits = load_from_disk(str(made["preference_pairs.yaml"]))
-    assert set(splits) == {"train", "validation"}
-    for split in splits.values():
-        pairs: dict[str, dict[str, Any]] = {}
-        for row in split:
-            pairs.setdefault(row["id"], {})[row["preference"]] = row
-        for pair in pairs.values():
-            assert set(pair) == {"chosen", "rejected"}
-            assert pair["chosen"]["context_hash"] == pair["rejected"]["context_hash"]
-            assert pair["chosen"]["input_ids"] != pair["rejected"]["input_ids"]
+    assert set(splits) == {"train", "validation", "rejected"}
+    better = {row["id"]: row for name in ("train", "validation") for row in splits[name]}
+    worse = {row["id"]: row for row in splits["rejected"]}
+    assert better.keys() == worse.keys()
+    for id_, row in better.items():
+        assert (row["preference"], worse[id_]["preference"]) == ("chosen", "rejected")
+        assert row["decision_idx"] == worse[id_]["decision_idx"]
+        assert row["context_hash"] == worse[id_]["context_hash"]
+        assert row["input_ids"] != worse[id_]["input_ids"]
 
 
 def test_the_large_run_reads_all_three_kinds_of_files_and_makes_a_report(

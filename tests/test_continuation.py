@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.continuation import emitted
 from pipeline.continuation.emitted import Continuation, ContinuationSettings, build_continuation
 from pipeline.encode import TextEncoder
-from pipeline.errors import Rejected
+from pipeline.errors import Rejected, UsageError
 from pipeline.server import ChatRequest, load_dialect
 from pipeline.template.chat_template import ChatTemplates, resolve_templates
 from pipeline.template.probe import probe_turns
@@ -111,9 +111,20 @@ def test_a_text_without_anything_to_say_is_refused(text: str) -> None:
     assert caught.value.code == "empty_continuation"
 
 
-@pytest.mark.parametrize("text", [" ", "\n", "\u200b"])
-def test_white_space_alone_is_a_continuation(text: str) -> None:
-    assert continue_with(own.CHATML, text).text == text
+@pytest.mark.parametrize(
+    "text", [" ", "\n", "\t \u00a0", "  <|im_end|>", "<think>\n\n</think>\n\n"]
+)
+def test_an_answer_of_white_space_is_refused_in_every_form(text: str) -> None:
+    part = {"type": "text", "text": text}
+    for answer in (text, {"content": text}, {"content": [part]}):
+        for source in (own.CHATML, own.THINK_OPEN, own.EMPTY_BLOCK):
+            with pytest.raises(Rejected) as caught:
+                continue_with(source, answer)
+            assert caught.value.code in ("empty_continuation", "control_tokens")
+
+
+def test_a_character_without_width_is_a_continuation() -> None:
+    assert continue_with(own.CHATML, "\u200b").text == "\u200b"
 
 
 @pytest.mark.parametrize("text", ["<tool_call>{}</tool_call>", "<think>\na\n</think>\n\nb"])
@@ -214,7 +225,8 @@ def test_a_think_mark_without_its_partner_is_flagged(
 def test_a_think_mark_in_a_users_words_opens_no_block() -> None:
     messages = [{"role": "user", "content": "What does <think> mean?"}]
     for source in (own.CHATML, own.CHANNELS):
-        assert continue_with(source, "A mark.", messages=messages).flags == ()
+        flags = continue_with(source, "A mark.", messages=messages, opening="none").flags
+        assert flags == ()
     plain = continue_with(own.PLAIN_TEXT, "A mark.", messages=messages, end_of_turn="<eos>")
     assert plain.text == "A mark."
 
@@ -235,19 +247,274 @@ def test_a_plain_message_is_its_text() -> None:
     assert continue_with(own.CHATML, message) == continue_with(own.CHATML, " Left. ")
 
 
-def test_a_plain_message_gets_the_marks_around_an_answer_and_a_text_brings_its_own() -> None:
+@pytest.mark.parametrize(
+    ("source", "opening"),
+    [
+        (own.CHANNELS, " to=user<|message|>"),
+        (own.EMPTY_BLOCK, "<think>\n\n</think>\n\n"),
+        (own.BUDGET, "<think></think>\n"),
+    ],
+)
+def test_the_opening_of_a_plain_answer_is_the_same_for_text_and_message(
+    source: str, opening: str
+) -> None:
+    end = facts_of(source).end_of_turn
+    expected = Continuation(f"{opening} Left. ", end, ("opening_added",))
+    for answer in (
+        " Left. ",
+        {"content": " Left. "},
+        {"content": [{"type": "text", "text": " Left. "}]},
+    ):
+        assert continue_with(source, answer) == expected
+        assert continue_with(source, answer, opening="none") == Continuation(" Left. ", end, ())
+        prompt = prompt_of(source, [USER])
+        raw = continue_with(source, answer, messages=[], prompt=prompt)
+        assert raw == Continuation(" Left. ", end, ())
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (own.CHANNELS, " to=user<|message|>Left."),
+        (own.CHANNELS, " to=tool<|message|>{}"),
+        (own.EMPTY_BLOCK, "<think>\n\n</think>\n\nLeft."),
+        (own.EMPTY_BLOCK, "<think>\nWeigh.\n</think>\n\nLeft."),
+        (own.EMPTY_BLOCK, "Weigh.\n</think>\n\nLeft."),
+        (own.BUDGET, "<think>Weigh.</think>\nLeft."),
+    ],
+)
+def test_a_continuation_that_brings_its_opening_gets_no_other(source: str, text: str) -> None:
+    for answer in (text, {"content": text}):
+        built = continue_with(source, answer)
+        assert built.text == text
+        assert "opening_added" not in built.flags
+
+
+def test_a_text_that_only_speaks_of_a_think_mark_gets_the_opening() -> None:
+    built = continue_with(own.EMPTY_BLOCK, "Write <think> first.")
+    assert built.text == "<think>\n\n</think>\n\nWrite <think> first."
+    assert built.flags == ("opening_added", "think_in_text")
+
+
+def test_a_call_has_the_opening_that_a_plain_answer_of_the_same_trace_gets() -> None:
+    for source in (own.EMPTY_BLOCK, own.BUDGET):
+        opening = facts_of(source).opening
+        assert continue_with(source, call_of(door="left")).text.startswith(f"{opening}<tool_call>")
+        assert continue_with(source, "<tool_call>{}</tool_call>").text.startswith(opening)
+    assert continue_with(own.BUDGET, call_of(door="left")).flags == ("opening_added",)
+    assert continue_with(own.EMPTY_BLOCK, call_of(door="left")).flags == ()
+
+
+def test_a_prompt_that_holds_the_think_block_gets_no_second_one() -> None:
+    for source, kwargs in (
+        (own.EMPTY_BLOCK, {"enable_thinking": False}),
+        (own.BUDGET, {"thinking_budget": 0}),
+    ):
+        built = continue_with(source, "Left.", kwargs=kwargs)
+        assert (built.text, built.flags) == ("Left.", ())
+
+
+def test_what_closes_an_answer_stands_behind_its_opening() -> None:
     message = {"role": "assistant", "content": " Left. "}
-    opened = " to=user<|message|> Left. "
-    assert continue_with(own.CHANNELS, message) == Continuation(opened, "<|return|>", ())
-    assert continue_with(own.CHANNELS, " Left. ").text == " Left. "
-    assert continue_with(own.CHANNELS, {"content": opened}).text == opened
     assert continue_with(own.FRAMED, message) == Continuation(" Left. <|said|>", "<|over|>", ())
+    assert continue_with(own.FRAMED, " Left. ").text == " Left. "
+    source = own.FRAMED.replace(
+        "<|say|>{{ m.content }}",
+        "{{ '<|say|><|call|>' if m.role == 'assistant' else '<|say|>' }}{{ m.content }}",
+    )
+    for answer in (" Left. ", message):
+        built = continue_with(source, answer)
+        assert built == Continuation("<|call|> Left. <|said|>", "<|over|>", ("opening_added",))
+
+
+@pytest.mark.parametrize(
+    ("source", "header"),
+    [
+        (own.CHATML.partition("{% if add_generation_prompt")[0], "<|im_start|>assistant\n"),
+        (own.NEXT_HEADER.partition("{% if add_generation_prompt")[0], "<|assistant|>\n"),
+        (own.PLAIN_TEXT.partition("{% if add_generation_prompt")[0], "assistant: "),
+        (
+            "{% for m in messages %}### {{ 'Input' if m.role == 'user' else 'Response' }}:\n"
+            "{{ m.content }}\n{% endfor %}",
+            "### Response:\n",
+        ),
+    ],
+)
+def test_a_template_that_leaves_the_header_to_the_model_is_refused(
+    source: str, header: str
+) -> None:
+    assert facts_of(source).role_header == header
+    for answer in ("Left.", {"content": "Left."}, call_of(door="left")):
+        with pytest.raises(UsageError, match="does not open the assistant's turn") as caught:
+            continue_with(source, answer, end_of_turn="<eos>")
+        assert "opening: none" in str(caught.value)
+    bare = continue_with(source, "Left.", end_of_turn="<eos>", opening="none")
+    assert bare.text == "Left."
+
+
+@pytest.mark.parametrize(
+    "source", [own.CHATML, own.CHANNELS, own.FRAMED, own.SYSTEM_MOVES, own.EMPTY_BLOCK]
+)
+def test_a_template_whose_prompt_opens_the_turn_has_no_role_header(source: str) -> None:
+    assert facts_of(source).role_header == ""
+
+
+THOUGHT_PARTS = [
+    {"type": "thinking", "thinking": "Weigh both.", "signature": "zz"},
+    {"type": "reasoning", "text": "Weigh both."},
+    {"type": "reasoning", "reasoning": "Weigh both."},
+    {
+        "type": "thinking",
+        "thinking": [{"type": "text", "text": "Weigh "}, {"type": "text", "text": "both."}],
+    },
+    {"text": "Weigh both.", "thought": True},
+]
+
+
+@pytest.mark.parametrize("part", THOUGHT_PARTS)
+def test_a_part_of_thought_is_reasoning_and_never_answer(part: Message) -> None:
+    for texts in (
+        [{"type": "text", "text": "Left."}],
+        ["Left."],
+        [{"type": "output_text", "text": "Left."}],
+    ):
+        assert continue_with(own.EMPTY_BLOCK, {"content": [part, *texts]}) == continue_with(
+            own.EMPTY_BLOCK, THOUGHT
+        )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_details": [{"type": "reasoning.text", "text": "Weigh both.", "format": "x"}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "Weigh both.", "signature": "zz"}]},
+        {"reasoning": "Weigh both.", "reasoning_content": "Weigh both.\n"},
+        {
+            "reasoning": "Weigh both.",
+            "reasoning_details": [{"type": "reasoning.text", "text": "Weigh both."}],
+        },
+    ],
+)
+def test_reasoning_is_read_under_every_name_once(fields: Message) -> None:
+    built = continue_with(own.EMPTY_BLOCK, {"content": "Left.", **fields})
+    assert built == continue_with(own.EMPTY_BLOCK, THOUGHT)
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "words"),
+    [
+        (
+            {"content": "Left.", "reasoning": "One.", "reasoning_content": "Two."},
+            "ambiguous_shape",
+            "different reasoning",
+        ),
+        (
+            {"content": [THOUGHT_PARTS[0], "Left."], "reasoning": "Two."},
+            "ambiguous_shape",
+            "different reasoning",
+        ),
+        (
+            {**THOUGHT, "content": "<think>Weigh both.</think>Left."},
+            "ambiguous_shape",
+            "given twice",
+        ),
+        (
+            {**THOUGHT, "content": "\n<seed:think>Hm.</seed:think>Left."},
+            "ambiguous_shape",
+            "given twice",
+        ),
+        (
+            {
+                "content": "Left.",
+                "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}],
+            },
+            "unsupported_content",
+            "reasoning.encrypted",
+        ),
+        (
+            {
+                "content": "Left.",
+                "reasoning_details": [{"type": "reasoning.summary", "summary": "x"}],
+            },
+            "unsupported_content",
+            "reasoning.summary",
+        ),
+        (
+            {"content": [{"type": "redacted_thinking", "data": "x"}, "Left."]},
+            "unsupported_content",
+            "redacted_thinking",
+        ),
+        (
+            {"content": ["Left.", {"type": "tool_use", "name": "f", "input": {}}]},
+            "unsupported_content",
+            "tool_use",
+        ),
+        (
+            {"content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "unsupported_content",
+            "image_url",
+        ),
+        (
+            {"content": [{"type": "thinking", "signature": "x"}, "Left."]},
+            "unsupported_content",
+            "without its text",
+        ),
+        ({"content": ["Left.", THOUGHT_PARTS[0]]}, "not_renderable", "thought after text"),
+        (
+            {"content": [THOUGHT_PARTS[0], THOUGHT_PARTS[1], "Left."]},
+            "not_renderable",
+            "in several parts",
+        ),
+        ({"content": "Left.", "reasoning_details": "Weigh."}, "wrong_type", "reasoning_details"),
+        ({"content": [7]}, "unsupported_content", "cannot be trained on"),
+        ({"content": [{"type": "text", "text": 7}]}, "wrong_type", "text"),
+    ],
+)
+def test_a_piece_that_is_not_certain_is_refused(message: Message, code: str, words: str) -> None:
+    with pytest.raises(Rejected, match=words) as caught:
+        continue_with(own.EMPTY_BLOCK, message)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("content", [None, "", "I open it."])
+def test_a_printed_part_is_its_text(content: str | None) -> None:
+    source = own.CHATML.replace(
+        "{{ m.content or '' }}",
+        "{{ [{'type': 'text', 'text': m.content}] if m.content is string and m.tool_calls else m.content or '' }}",
+    )
+    built = continue_with(source, {**call_of(door="left"), "content": content})
+    assert built.text.startswith(f"{content or ''}<tool_call>")
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (
+            "{{ m.content or '' }}{{ m.tool_calls[0].function.arguments if m.tool_calls else '' }}",
+            "{'door': 'left'}",
+        ),
+        ("{{ m.content or '' }}{{ m.tool_calls or '' }}", "{'door': 'left'}"),
+        ("{{ m.content or None }}", "None"),
+        ("{{ m.content or '' }}{{ [m.role, {'role': 1}] if m.tool_calls else '' }}", "{'role':"),
+    ],
+)
+def test_no_target_holds_what_python_prints(written: str, found: str) -> None:
+    with pytest.raises(Rejected, match="which is Python and no text of a model") as caught:
+        continue_with(own.CHATML.replace("{{ m.content or '' }}", written), call_of(door="left"))
+    assert caught.value.code == "not_renderable"
+    assert found in str(caught.value)
+
+
+def test_words_of_the_message_are_no_print_of_python() -> None:
+    said = "None of [{'type': 'text'}] is Undefined."
+    built = continue_with(own.CHATML, {**call_of(door=said), "content": said})
+    assert built.flags == ()
 
 
 def test_one_part_is_its_text_and_several_are_the_templates_to_join() -> None:
     parts = [{"type": "text", "text": "Left."}, {"type": "text", "text": "Or right."}]
     assert continue_with(own.CHATML, {"content": parts[:1]}) == continue_with(own.CHATML, "Left.")
-    with pytest.raises(Rejected, match="prints the list of parts") as caught:
+    with pytest.raises(Rejected, match="which is Python and no text") as caught:
         continue_with(own.CHATML, {"content": parts})
     assert caught.value.code == "not_renderable"
     joined = own.CHATML.replace(
@@ -542,16 +809,16 @@ def test_qwen3_writes_reasoning_and_calls_and_strips_history(qwen3: Served) -> N
 
 # What an answer without reasoning becomes under each template's prompt, and the flag.
 CLOSED_BY = {
-    "qwen3": ("", ()),
+    "qwen3": ("<think>\n\n</think>\n\n", ("opening_added",)),
     "smollm3": ("", ()),
-    "glm-4.5": ("", ()),
+    "glm-4.5": ("\n<think></think>\n", ("opening_added",)),
+    "seed-oss": ("<seed:think></seed:think>\n", ("opening_added",)),
     "qwen3.5": ("\n</think>\n\n", ("think_closed",)),
     "deepseek-r1-distill": ("\n</think>\n\n", ("think_closed",)),
     "deepseek-r1-distill-llama": ("\n</think>\n\n", ("think_closed",)),
     "nemotron-3-nano": ("</think>", ("think_closed",)),
     "nemotron-nano-v2": ("\n</think>\n\n", ("think_closed",)),
     "glm-4.7-flash": ("</think>", ("think_closed",)),
-    "cohere2moe": ("<|END_THINKING|><|START_TEXT|>", ("think_closed",)),
 }
 
 

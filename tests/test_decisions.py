@@ -271,11 +271,13 @@ def test_saved_rows_name_their_place_and_preference(
         write_lines(tmp_path / "e.jsonl", [line]), decisions="all", rejected_continuations="keep"
     )
     prepared = prepare(config)
-    rows = load_from_disk(str(prepared.output))["train"]
-    assert rows["decision_idx"] == [2, 2, 4, 5]
-    assert rows["preference"] == ["chosen", "rejected", "", ""]
+    splits = load_from_disk(str(prepared.output))
+    rows, (worse,) = splits["train"], splits["rejected"]
+    assert rows["decision_idx"] == [2, 4, 5]
+    assert rows["preference"] == ["chosen", "", ""]
     assert set(rows["conversation"]) == {"c"}
-    assert rows[0]["context_hash"] == rows[1]["context_hash"] != rows[2]["context_hash"]
+    assert (worse["id"], worse["decision_idx"], worse["preference"]) == ("a", 2, "rejected")
+    assert rows[0]["context_hash"] == worse["context_hash"] != rows[1]["context_hash"]
     counts = prepared.counts
     assert (counts["lines"], counts["points"], counts["rows"]) == (1, 4, 4)
 

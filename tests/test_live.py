@@ -15,11 +15,15 @@ from typing import Any
 
 import pytest
 
+from pipeline.boundary import BoundedRow
+from pipeline.check.likely_rule import LOGGED
 from pipeline.check.live import compare_with_server
 from pipeline.check.live_server import LiveServer, ServerError
 from pipeline.cli import main
 from pipeline.config import PrepareConfig
+from pipeline.decisions import DecisionPoint
 from pipeline.errors import UsageError
+from pipeline.examples import TrainingExample
 from pipeline.job.prepare import prepare
 from pipeline.rows import RowBuilder
 from pipeline.saved import load
@@ -415,6 +419,34 @@ def test_shortened_and_sampled_rows_are_skipped_and_counted(
         found = compare_with_server(config.output, stub.url, 10)
     assert (found.compared, found.matching, found.skipped) == (1, 1, 2)
     assert "2 rows were not compared" in found.summary
+
+
+def test_rows_with_sampled_ids_are_compared_by_what_stands_beside_them(
+    make_set: Callable[..., PrepareConfig],
+) -> None:
+    builder = RowBuilder(make_set([PLAIN]))
+    (row,) = builder.build([DecisionPoint(TrainingExample.from_dict(PLAIN), 1, "A model.")])
+    assert isinstance(row, BoundedRow)
+    served = row.input_ids[: row.context_len].tolist()
+    end = row.input_ids[-1:].tolist()
+    rows = [
+        {**PLAIN, "id": "same", "context_ids": served},
+        {**PLAIN, "id": "other", "context_ids": [served[0], *served]},
+        {**PLAIN, "id": "answer", "continuation_ids": row.input_ids[row.context_len :].tolist()},
+        {
+            "id": "text",
+            "context": "Once",
+            "context_ids": builder.encoder.encode(["Once"])[0].tolist(),
+        }
+        | {"continuation_ids": [8, *end]},
+    ]
+    config = make_set(rows)
+    with serving(routes_of(config)) as stub:
+        found = compare_with_server(config.output, stub.url, 10)
+    assert (found.compared, found.matching, found.skipped) == (4, 3, 0)
+    (finding,) = found.findings
+    assert "(id 'other')" in finding
+    assert LOGGED in finding
 
 
 def test_a_set_without_a_row_to_compare_is_not_called_proven(

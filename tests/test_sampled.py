@@ -120,6 +120,13 @@ def build(builder: RowBuilder, **values: Any) -> BoundedRow | Rejected:
     return result
 
 
+def prompt_ids(messages: list[dict[str, Any]], **values: Any) -> list[int]:
+    """Return the ids of a prompt as the server has them."""
+    row = build(make_builder(), context=messages, continuation="x", **values)
+    assert isinstance(row, BoundedRow), row
+    return row.input_ids[: row.context_len].tolist()
+
+
 def test_sampled_ids_win_over_encoding_the_text_again() -> None:
     context = encode("Say hello:")
     spelt = [id_ for letter in "Say hello:" for id_ in encode(letter)]
@@ -152,19 +159,20 @@ def test_the_context_ids_are_those_of_their_own_place_alone() -> None:
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
+    served = prompt_ids(messages)
     example = TrainingExample.from_dict(
         {
             "id": "a",
             "messages": messages,
             "decision_idx": 3,
             "continuation": "d",
-            "context_ids": SPELT,
+            "context_ids": served,
         }
     )
     first, last = make_builder(decisions="all").build(find_decision_points(example, "all"))
     assert isinstance(first, BoundedRow)
     assert isinstance(last, BoundedRow)
-    assert last.input_ids[: last.context_len].tolist() == SPELT
+    assert last.input_ids[: last.context_len].tolist() == served
     assert "sampled_ids" in last.flags
     assert "sampled_ids" not in first.flags
 
@@ -212,3 +220,119 @@ def last_turn(builder: RowBuilder, ids: list[int]) -> list[int]:
     """Return the ids up to the first end of turn, that one included."""
     end = builder.encoder.token_id("<|im_end|>")
     return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+# ---- ids against what stands beside them
+
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which door?"}]
+ANSWER = {"role": "assistant", "content": "The left one."}
+
+
+def call(**arguments: Any) -> dict[str, Any]:
+    function = {"name": "open_door", "arguments": json.dumps(arguments)}
+    return {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": function}]}
+
+
+def sample(text: str, answer: dict[str, Any]) -> BoundedRow | Rejected:
+    ids = [*encode(text), END]
+    return build(make_builder(), context=ASKED, continuation=answer, continuation_ids=ids)
+
+
+CALLED = '<tool_call>\n{"name": "open_door", "arguments": {"door": "red \\"A\\" 32", "n": 2.0, "now": true}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The left one.", ANSWER),
+        ("The left one.\n", ANSWER),
+        ("<think>\nHm.\n</think>\n\nThe left one.", ANSWER),
+        ("<think>\nHm.\n</think>\n\nThe left one.", {**ANSWER, "reasoning": "Hm."}),
+        ("The left one.", {**ANSWER, "content": [{"type": "text", "text": "The left one."}]}),
+        (CALLED, call(door='red "A" 32', n=2.0, now=True)),
+        ("I open it. " + CALLED, {**call(n=2), "content": "I open it."}),
+    ],
+)
+def test_ids_of_the_message_beside_them_are_taken(text: str, answer: dict[str, Any]) -> None:
+    row = sample(text, answer)
+    assert isinstance(row, BoundedRow), row
+    assert row.flags == ("sampled_ids",)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "missing"),
+    [
+        ("The right one.", ANSWER, "The left one."),
+        ("Not: The left one.", ANSWER, "The left one."),
+        ("The left one. No!", ANSWER, "The left one."),
+        ("The left one." + CALLED, ANSWER, "The left one."),
+        ("The left one.", {**ANSWER, "reasoning": "Hm."}, "Hm."),
+        (CALLED, call(door="blue"), "blue"),
+        (CALLED, call(n=3), "3"),
+        (CALLED, call(now=False), "false"),
+        (CALLED.replace("open_door", "shut_door"), call(n=2.0), "open_door"),
+        (CALLED, {**call(n=2.0), "content": "I open it."}, "I open it."),
+    ],
+)
+def test_ids_of_another_message_are_refused(
+    text: str, answer: dict[str, Any], missing: str
+) -> None:
+    error = sample(text, answer)
+    assert isinstance(error, Rejected)
+    assert error.code == "bad_ids"
+    assert f"another answer than the message beside them, which says {missing}" in error.reason
+
+
+def serve(served: list[int], **values: Any) -> BoundedRow | Rejected:
+    values = {"context": ASKED, **values}
+    return build(make_builder(), continuation="Left.", context_ids=served, **values)
+
+
+def test_ids_of_the_prompt_of_their_messages_pass() -> None:
+    row = serve(prompt_ids(ASKED))
+    assert isinstance(row, BoundedRow)
+    assert row.flags == ("sampled_ids",)
+
+
+def test_another_spelling_of_the_prompt_is_flagged() -> None:
+    # The server had another system text, or none, or a think block that the request closed.
+    other = [{"role": "system", "content": "Be kind."}, ASKED[1]]
+    for served in (
+        prompt_ids(other),
+        prompt_ids(ASKED[1:]),
+        [*prompt_ids(ASKED), *encode("<think>\n\n</think>\n\n")],
+    ):
+        row = serve(served)
+        assert isinstance(row, BoundedRow), row
+        assert "prompt_ids_differ" in row.flags
+        assert row.input_ids[: row.context_len].tolist() == served
+
+
+def test_the_prompt_of_another_conversation_is_refused() -> None:
+    error = serve(prompt_ids([{"role": "user", "content": "Which ball?"}]))
+    assert isinstance(error, Rejected)
+    assert error.code == "bad_ids"
+    assert "without the last text of the user in the messages, Which door?" in error.reason
+
+
+@pytest.mark.parametrize("cut", [1, 3, "answered"])
+def test_a_prompt_that_ends_elsewhere_is_refused(cut: int | str) -> None:
+    served = prompt_ids(ASKED)
+    served = [*served, *encode("The")] if isinstance(cut, str) else served[:-cut]
+    error = serve(served)
+    assert isinstance(error, Rejected) == (cut != 1), error
+    if isinstance(error, Rejected):
+        assert error.code == "bad_ids"
+        assert "does not end as this template lets the model answer" in error.reason
+
+
+def test_ids_beside_a_text_are_compared_with_it() -> None:
+    text = "Once upon a time"
+    same, spelt = encode(text), [id_ for letter in text for id_ in encode(letter)]
+    for served, flags in ((same, ("sampled_ids",)), (spelt, ("prompt_ids_differ", "sampled_ids"))):
+        row = serve(served, context=text)
+        assert isinstance(row, BoundedRow)
+        assert row.flags == flags
+    error = serve(encode("Once upon a rhyme"), context=text)
+    assert isinstance(error, Rejected)
+    assert (error.code, "another text than the context" in error.reason) == ("bad_ids", True)

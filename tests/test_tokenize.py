@@ -169,3 +169,24 @@ def test_preparing_twice_gives_the_same_and_leaves_the_words(tokenizer: ExampleT
     assert second is not None
     assert first.tolist() == second.tolist()
     assert json.dumps(example.to_dict()) == before
+
+
+def test_tools_and_template_kwargs_are_those_of_a_line_of_a_file(
+    tmp_path: Path, tokenizer: ExampleTokenizer
+) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    kwargs = {"enable_thinking": False, "greeting": None}
+    request = {"messages": TALK, "tools": [tool], "chat_template_kwargs": kwargs}
+    line = {"id": "a", **request, "decision_idx": 2, "continuation": "Hey."}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    (of_file,) = load_examples(tmp_path / "in.jsonl")
+    expected = of_file.tokenize(tokenizer, device="cpu").input_ids
+    found = tokenizer.prepare_from_messages(
+        "a", TALK, 2, "Hey.", device="cpu", tools=[tool], chat_template_kwargs=kwargs
+    )
+    assert expected is not None
+    assert found.input_ids is not None
+    assert found.input_ids.tolist() == expected.tolist()
+    assert "look" in text_of(tokenizer, found)[0]
+    without = tokenizer.prepare_from_messages("a", TALK, 2, "Hey.", device="cpu")
+    assert "look" not in text_of(tokenizer, without)[0]

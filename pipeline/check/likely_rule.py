@@ -18,6 +18,9 @@ from pipeline.server.clock import CLOCK_FUNCTION
 
 UNKNOWN: Final = "unknown; compare the chat templates"
 CHANGED: Final = "the line, the tokenizer or the template is another than when the set was made"
+LOGGED: Final = (
+    "the ids beside the messages (context_ids) were logged under another template, server or kwargs"
+)
 
 _OTHER_SETTINGS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("server_options.content_format: openai", {"server_options": {"content_format": "openai"}}),
@@ -55,7 +58,13 @@ class LikelyRules:
 
     def explain(self, point: DecisionPoint, ours: Sequence[int], found: Sequence[int]) -> str:
         """Return what would make ``found`` of the context of ``point``, whose row has ``ours``."""
-        if _context_ids(self._own(), point) != list(ours):
+        has_ids = point.example.context_ids is not None
+        # What the messages give is looked at, not the ids that the log has beside them.
+        point = point._replace(example=replace(point.example, context_ids=None))
+        own = _context_ids(self._own(), point)
+        if has_ids and own == list(found):
+            return LOGGED
+        if not has_ids and own != list(ours):
             return CHANGED
         bos = self._builder.encoder.bos_id
         if bos is not None and [bos, *ours] == list(found):

@@ -39,8 +39,9 @@ _SHOWN_ROWS = 20
 class Comparison:
     """How many rows were compared, how many match, and a sentence for each that does not.
 
-    ``skipped`` counts rows that no server ever saw as they are: shortened, or sampled ids. From the
-    21st difference on, ``findings`` only has how many more there are, by their likely rule.
+    ``skipped`` counts rows that no server can be asked for: shortened, or ids with neither messages
+    nor text beside them. From the 21st difference on, ``findings`` only has how many more there are,
+    by their likely rule.
     """
 
     compared: int
@@ -54,7 +55,7 @@ class Comparison:
         share = 100 * self.matching / self.compared if self.compared else 0.0
         return (
             f"{self.matching} of {self.compared} rows have the server's ids ({share:.2f}%); "
-            f"{self.skipped} rows were not compared (shortened, or sampled ids)"
+            f"{self.skipped} rows were not compared (shortened, or ids alone)"
         )
 
     def to_dict(self) -> dict[str, int]:
@@ -76,11 +77,13 @@ def compare_with_server(
     manifest = read_manifest(Path(path))
     config = restore_config(manifest, trust_remote_code=trust_remote_code)
     server = LiveServer(url)
-    chosen, skipped = _choose_rows(path, rows)
+    whole, skipped = _choose_rows(path, rows)
+    examples = _read_examples(config, whole) if whole else {}
+    chosen = [row for row in whole if _says_its_prompt(examples[row["source"]])]
+    skipped += len(whole) - len(chosen)
     if not chosen:
         nothing = f"{path}: none of its rows can be compared with a server"
         return Comparison(0, 0, skipped, [nothing])
-    examples = _read_examples(config, chosen)
     points = [_point_of(row, examples[row["source"]]) for row in chosen]
     differences = _find_differences(chosen, points, server, config)
     return Comparison(len(chosen), len(chosen) - len(differences), skipped, _report(differences))
@@ -168,7 +171,7 @@ def _request_of(builder: RowBuilder, point: DecisionPoint) -> ChatRequest:
 
 
 def _choose_rows(path: str, count: int) -> tuple[list[dict[str, Any]], int]:
-    """Return up to ``count`` rows, evenly spread, that a server saw as they are; and the skipped."""
+    """Return up to ``count`` rows, evenly spread, that were not shortened; and how many were."""
     comparable: list[tuple[str, int]] = []
     skipped = 0
     splits = open_splits(Path(path))
@@ -177,15 +180,19 @@ def _choose_rows(path: str, count: int) -> tuple[list[dict[str, Any]], int]:
             raise UsageError(
                 f"{path}: columns: train keeps no source; verify --server needs columns: full"
             )
-        dropped, flags = rows["dropped_tokens"], rows["flags"]
-        for place, (tokens, flagged) in enumerate(zip(dropped, flags, strict=True)):
-            if tokens or "sampled_ids" in flagged:
+        for place, tokens in enumerate(rows["dropped_tokens"]):
+            if tokens:
                 skipped += 1
             else:
                 comparable.append((str(split), place))
     step = max(1, len(comparable) / count)
     chosen = [comparable[int(index * step)] for index in range(min(count, len(comparable)))]
     return [splits[split][place] for split, place in chosen], skipped
+
+
+def _says_its_prompt(example: TrainingExample) -> bool:
+    """Say whether there is something beside the ids that a server can be asked to encode."""
+    return example.messages is not None or bool(example.context)
 
 
 def _read_examples(

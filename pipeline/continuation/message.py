@@ -7,11 +7,21 @@ of the message, so that nothing is dropped in silence.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Final, cast
 
+from pipeline.continuation.pieces import (
+    ReadMessage,
+    function_of,
+    holds,
+    leaves_of,
+    name_pieces,
+    parse_arguments,
+    texts_in,
+)
+from pipeline.continuation.read_back import is_read_back
 from pipeline.continuation.think import DEFAULT_PAIR, read_think_state
 from pipeline.errors import Rejected, excerpt_of
 from pipeline.server import ChatRequest, Dialect, Message
@@ -19,25 +29,8 @@ from pipeline.template.chat_template import ChatTemplates
 from pipeline.template.seam import Seam, common_length, find_seam
 from pipeline.template.turn_facts import TurnFacts, find_end
 
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # An answer that no context says, to see where the context ends in a rendering.
 _NEUTRAL_ANSWER = "Quagga is the last."
-
-
-@dataclass(frozen=True, slots=True)
-class ReadMessage:
-    """An assistant's message and its pieces: texts of its content, reasoning, and tool calls."""
-
-    message: Message
-    texts: tuple[str, ...]
-    reasoning: str
-    calls: tuple[Mapping[str, Any], ...]
-    has_parts: bool
-
-    @property
-    def is_plain(self) -> bool:
-        """True where the message is its text and nothing else."""
-        return not (self.reasoning or self.calls or self.has_parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,54 +40,6 @@ class RenderedMessage:
     text: str
     end_of_turn: str | None
     flags: tuple[str, ...]
-
-
-def read_message(message: Message) -> ReadMessage:
-    """Return the pieces of ``message``; reasoning is read under each of the names in use.
-
-    Raises `Rejected` (``wrong_type``) where a piece has another type than a chat client sends.
-    """
-    if message.get("role", "assistant") != "assistant":
-        raise Rejected("wrong_type", "continuation.role: expected assistant", message.get("role"))
-    content = message.get("content")
-    if content is not None and not isinstance(content, str | list):
-        raise Rejected("wrong_type", "continuation.content: expected text, parts or null", content)
-    reasoning: object = next((message[key] for key in _REASONING_KEYS if message.get(key)), "")
-    if not isinstance(reasoning, str):
-        raise Rejected("wrong_type", "continuation.reasoning: expected text", reasoning)
-    calls: object = message.get("tool_calls") or []
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise Rejected("wrong_type", "continuation.tool_calls: expected a list of objects", calls)
-    complete: Message = {**message, "role": "assistant"}
-    if isinstance(content, list) and len(content) == 1 and _text_of_part(content[0]) is not None:
-        # One part of text is that text, whichever form the template takes.
-        content = complete["content"] = _text_of_part(content[0])
-    if reasoning:
-        # vLLM 0.33 gives the template both names; a template reads the one it knows.
-        complete |= {"reasoning": reasoning, "reasoning_content": reasoning}
-    texts = tuple(text for text in _texts_in(content) if text)
-    return ReadMessage(
-        complete,
-        texts,
-        reasoning,
-        tuple(cast("list[Mapping[str, Any]]", calls)),
-        isinstance(content, list),
-    )
-
-
-def _texts_in(content: object) -> Iterator[str]:
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, list):
-        for part in cast("list[object]", content):
-            yield _text_of_part(part) or ""
-
-
-def _text_of_part(part: object) -> str | None:
-    """Return the text of a part, None where it is no text."""
-    if isinstance(part, Mapping):
-        part = cast("Mapping[str, object]", part).get("text")
-    return part if isinstance(part, str) else None
 
 
 def render_message(
@@ -136,9 +81,12 @@ def _spellings_of(message: ReadMessage) -> Iterator[ReadMessage]:
 
     Some templates raise on null or print ``None``, some write a call only where content is null.
     """
-    if message.message.get("content") is None:
+    content = message.message.get("content")
+    if content is None:
         yield replace(message, message={**message.message, "content": ""})
     yield message
+    if content == "":
+        yield replace(message, message={**message.message, "content": None})
 
 
 def _render_spelling(
@@ -151,17 +99,23 @@ def _render_spelling(
 ) -> RenderedMessage:
     rendering = dialect.render_turn(_with_message(request, message.message), templates)
     rest, way = _find_follow(rendering.text, prompt, request, dialect, templates, facts)
+    if not message.has_parts:
+        rest = _unwrap_text(rest, message)
     flags = {*rendering.flags, *({"prompt_not_prefix"} if way != "prefix" else ())}
-    if message.reasoning and not _holds(rest, message.reasoning):
+    if message.reasoning and not holds(rest, message.reasoning):
         rest = _think_first(message.reasoning, rest, prompt, facts)
         flags.add("prompt_not_prefix")
     elif message.reasoning:
         _refuse_thought_after_close(prompt, facts)
     text, end = _cut_at_end(rest, message, facts)
-    if message.has_parts and repr(message.message["content"]) in text:
+    printed = _find_python(text, message)
+    if printed is not None:
         raise _not_renderable(
-            "the template prints the list of parts; give the content as text", text
+            f"the template prints {excerpt_of(printed)}, which is Python and no text of a model",
+            text,
         )
+    if message.calls and not is_read_back(message, text, facts.call_form, request.tools):
+        flags.add("call_not_read_back")
     if facts.forbidden.search(text):
         raise _not_renderable("the template spreads the message over several turns", text)
     return RenderedMessage(text, end, tuple(sorted(flags)))
@@ -203,7 +157,7 @@ def _find_follow(
         (
             text
             for message in reversed(request.messages)
-            for text in _texts_in(message.get("content"))
+            for text in texts_in(message.get("content"))
         ),
         "",
     ).strip()
@@ -252,13 +206,16 @@ def _refuse_thought_after_close(prompt: str, facts: TurnFacts) -> None:
 
 def _cut_at_end(rest: str, message: ReadMessage, facts: TurnFacts) -> tuple[str, str | None]:
     """Return ``rest`` up to its end of turn, and that token: the first with every piece before it."""
-    pieces = list(_pieces_of(message))
-    missing = next((piece for piece in pieces if not _holds(rest, piece)), None)
+    named = list(name_pieces(message))
+    missing = next((piece for piece in named if not holds(rest, piece.text)), None)
     if missing is not None:
-        raise _not_renderable("the template drops a part of the message", missing)
+        raise _not_renderable(
+            f"the template drops a part of the message, {missing.what}", missing.text
+        )
+    pieces = [piece.text for piece in named]
     found = find_end(rest, 0, facts.ends, facts.control)
     while found is not None:
-        if all(_holds(rest[: found[0]], piece) for piece in pieces):
+        if all(holds(rest[: found[0]], piece) for piece in pieces):
             if facts.stop_tokens and found[1] not in facts.ends:
                 break
             return rest[: found[0]], found[1]
@@ -266,47 +223,40 @@ def _cut_at_end(rest: str, message: ReadMessage, facts: TurnFacts) -> tuple[str,
     return rest, facts.tool_end if message.calls else facts.end_of_turn
 
 
-def _pieces_of(message: ReadMessage) -> Iterator[str]:
-    """Yield every text of the message that its turn must hold, white space at the edges aside."""
-    yield from message.texts
-    yield message.reasoning
-    for call in message.calls:
-        function: object = call.get("function", call)
-        if not isinstance(function, Mapping):
-            raise Rejected(
-                "wrong_type", "continuation.tool_calls.function: expected an object", call
-            )
-        named = cast("Mapping[str, Any]", function)
-        yield str(named.get("name") or "")
-        yield from _leaves_of(_parse_arguments(named.get("arguments")))
+# How Python prints what a template is given: parts, calls, messages, what is not there.
+_PRINTED: Final = re.compile(
+    r"\[\{'(?:type|text|id|function|name)':|\{'(?:role|function)':|\bUndefined\b|<generator object"
+)
 
 
-def _parse_arguments(arguments: object) -> object:
-    if not isinstance(arguments, str) or not arguments.strip():
-        return arguments
-    try:
-        return json.loads(arguments)
-    except ValueError as error:
-        raise _not_renderable("a tool call's arguments are no JSON", arguments) from error
+def _unwrap_text(text: str, message: ReadMessage) -> str:
+    """Return ``text`` with the content in place of the printed part that a server wraps it in.
+
+    vLLM gives a template that loops over parts a list also where the content is text; Kimi-K2's
+    prints that list beside calls.
+    """
+    content = message.message.get("content") or ""
+    return text.replace(repr([{"type": "text", "text": content}]), content)
 
 
-def _leaves_of(value: object) -> Iterator[str]:
-    """Yield the keys and the texts of tool arguments; numbers are spelt in too many ways to look for."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in cast("Mapping[object, object]", value).items():
-            yield str(key)
-            yield from _leaves_of(item)
-    elif isinstance(value, Sequence):
-        for item in cast("Sequence[object]", value):
-            yield from _leaves_of(item)
+def _find_python(text: str, message: ReadMessage) -> str | None:
+    """Return what the template prints of Python's in ``text``, beyond what the message says itself."""
+    said = [piece.text for piece in name_pieces(message)]
+    arguments = [parse_arguments(function_of(call).get("arguments")) for call in message.calls]
+    for each in arguments:
+        if isinstance(each, dict) and each and repr(each) in text and repr(each) not in said:
+            return repr(each)
+    keys = {key for each in arguments for key in leaves_of(each)}
+    for match in _PRINTED.finditer(text):
+        key = match[0].strip("[{':")
+        if key not in keys and not any(match[0] in piece for piece in said):
+            return text[match.start() : match.start() + 80]
+    nulls = sum(map(_count_nulls, arguments)) + sum(piece.count("None") for piece in said)
+    return "None" if text.count("None") > nulls else None
 
 
-def _holds(text: str, piece: str) -> bool:
-    """Return True where ``text`` has ``piece``, plain or escaped as JSON or Python write it."""
-    bare = piece.strip()
-    if bare in text:
-        return True
-    spellings = (json.dumps(bare), json.dumps(bare, ensure_ascii=False), repr(bare))
-    return any(spelling[1:-1] in text for spelling in spellings)
+def _count_nulls(value: object) -> int:
+    if isinstance(value, dict | list):
+        items = cast("list[object]", list(value.values()) if isinstance(value, dict) else value)
+        return sum(map(_count_nulls, items))
+    return value is None

@@ -1,6 +1,7 @@
 """Ids that a server returned (``return_token_ids``): used as they are, once they were checked.
 
-They win over text, because encoding the same text again can give other ids than were sampled.
+They win over text, because encoding the same text again can give other ids than were sampled; but
+the answer that stands beside them must be theirs.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from pipeline.continuation.sampled_answer import find_unsaid
 from pipeline.encode import Ids, TextEncoder
 from pipeline.errors import Rejected, excerpt_of
+from pipeline.server import Message
 
 
 def check_context_ids(ids: Sequence[int], vocabulary_size: int) -> Ids:
@@ -22,7 +25,7 @@ def check_context_ids(ids: Sequence[int], vocabulary_size: int) -> Ids:
 
 def check_continuation_ids(
     ids: Sequence[int],
-    text: str,
+    continuation: str | Message,
     encoder: TextEncoder,
     end_ids: Collection[int],
     *,
@@ -30,10 +33,11 @@ def check_continuation_ids(
 ) -> Ids:
     """Return the sampled ids as int32, the token that ends their turn included.
 
-    ``text`` is what the example says they stand for (empty where it says nothing); a server leaves
-    special tokens out of it (``skip_special_tokens``). ``end_ids`` are those at which a turn can
-    end. Raises `Rejected` (``empty_continuation``, ``bad_ids``) for ids outside the vocabulary, an
-    end before the last id, none at the last where ``needs_end``, and ids that decode to another text.
+    ``continuation`` is what the example says they stand for: a text (empty where it says nothing),
+    or a message, see `find_unsaid`. A server leaves special tokens out of a text
+    (``skip_special_tokens``). ``end_ids`` are those at which a turn can end. Raises `Rejected`
+    (``empty_continuation``, ``bad_ids``) for ids outside the vocabulary, an end before the last id,
+    none at the last where ``needs_end``, and ids that decode to another answer.
     """
     if not ids:
         raise Rejected("empty_continuation", "continuation_ids: empty; expected the sampled ids")
@@ -56,13 +60,31 @@ def check_continuation_ids(
             int(body[early[0]]),
         )
     decoded = encoder.decode(body)
+    if not decoded or decoded.isspace():
+        raise Rejected(
+            "empty_continuation",
+            "continuation_ids: nothing but white space; expected an answer",
+            decoded,
+        )
+    if isinstance(continuation, str):
+        _check_text(continuation, checked, body, encoder)
+    elif (missing := find_unsaid(continuation, body, encoder)) is not None:
+        raise Rejected(
+            "bad_ids",
+            "continuation_ids: decode to another answer than the message beside them, which says "
+            f"{excerpt_of(missing)}",
+            decoded,
+        )
+    return checked
+
+
+def _check_text(text: str, checked: Ids, body: Ids, encoder: TextEncoder) -> None:
     if text and not {text, encoder.normalise(text)} & _spellings(checked, body, encoder):
         raise Rejected(
             "bad_ids",
             f"continuation_ids: decode to another text than continuation, {excerpt_of(text)}",
-            decoded,
+            encoder.decode(body),
         )
-    return checked
 
 
 def _spellings(checked: Ids, body: Ids, encoder: TextEncoder) -> set[str]:

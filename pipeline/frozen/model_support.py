@@ -51,15 +51,16 @@ def read_interface(model: torch.nn.Module) -> ModelInterface:
 
     Refused: gradient checkpointing (it drops the cache inside layers), `torch.nn.DataParallel`
     (it cannot split a cache), prompt-learning adapters (their virtual tokens would enter twice),
-    paged attention kernels (they need packed input), models without a cache, and those that forget
-    it.
+    paged attention kernels (they need packed input), a balancing loss of experts (the model computes
+    it of one whole forward pass), positions counted from the padding id on, models without a cache,
+    and those that forget it.
     """
     if isinstance(model, torch.nn.DataParallel):
         raise UnsupportedModel(
             "the model is wrapped in DataParallel, which cannot split a cache; "
             "use DistributedDataParallel (torchrun), or one device"
         )
-    inner = _unwrap(model)
+    inner = unwrap(model)
     if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
         raise UnsupportedModel(
             f"{type(inner).__name__} has gradient checkpointing on, which drops the context's "
@@ -71,6 +72,18 @@ def read_interface(model: torch.nn.Module) -> ModelInterface:
         raise UnsupportedModel(
             f"the layers of {type(inner).__name__} forget the context at the start of a segment; "
             "train with prompt masking instead (joined layout)"
+        )
+    if any(_counts_from_padding(module) for module in inner.modules()):
+        raise UnsupportedModel(
+            f"{type(inner).__name__} counts positions from its padding id on, as RoBERTa does, and "
+            "takes those of a batch for others; train with prompt masking instead (joined layout, "
+            "without its position_ids)"
+        )
+    if any(getattr(each, "output_router_logits", False) for each in _read_configs(inner)):
+        raise UnsupportedModel(
+            f"{type(inner).__name__} is to add a balancing loss of its experts "
+            "(output_router_logits), which two phases do not give; set "
+            "model.config.output_router_logits = False: routing stays as it is"
         )
     kernel = str(getattr(config, "_attn_implementation", ""))
     if kernel.startswith("paged"):
@@ -85,25 +98,55 @@ def refuse_cache(model: torch.nn.Module, cache: object) -> None:
     """Raise `UnsupportedModel` unless ``cache`` can be read without being changed."""
     if not isinstance(cache, Cache):
         raise UnsupportedModel(
-            f"{type(_unwrap(model)).__name__} returned {type(cache).__name__} for its cache; "
+            f"{type(unwrap(model)).__name__} returned {type(cache).__name__} for its cache; "
             "expected a transformers Cache: train with prompt masking instead (joined layout)"
         )
     layers: list[Any] = cache.layers
     foreign = {type(layer).__name__ for layer in layers} - READABLE_LAYERS
     if foreign:
         raise UnsupportedModel(
-            f"{type(_unwrap(model)).__name__} keeps its context in {', '.join(sorted(foreign))}; "
+            f"{type(unwrap(model)).__name__} keeps its context in {', '.join(sorted(foreign))}; "
             f"expected {', '.join(sorted(READABLE_LAYERS))}: train with prompt masking instead "
             "(joined layout)"
         )
 
 
-def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
+def read_position_limit(inner: torch.nn.Module) -> int | None:
+    """Return the most tokens that a model has positions for, or None where it does not say.
+
+    A factor of its rope lifts the limit, as vLLM counts it (`_get_and_verify_max_len`).
+    """
+    *_, config = _read_configs(inner) or [None]
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    settings: Any = getattr(config, "rope_parameters", None) or {}
+    for each in (settings, *settings.values()):
+        if isinstance(each, dict):
+            original = each.get("original_max_position_embeddings") or limit
+            limit = max(limit, int(original * (each.get("factor") or 1)))
+    return limit
+
+
+def _read_configs(inner: torch.nn.Module) -> list[Any]:
+    """Return the model's config, and that of its text part where it has one apart."""
+    config: Any = getattr(inner, "config", None)
+    if config is None:
+        return []
+    return [config, config.get_text_config()] if hasattr(config, "get_text_config") else [config]
+
+
+def _counts_from_padding(module: torch.nn.Module) -> bool:
+    positions = getattr(module, "position_embeddings", None)
+    return isinstance(positions, torch.nn.Embedding) and positions.padding_idx is not None
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """Return the transformers model inside DDP, FSDP, torch.compile and PEFT wrappers."""
     for name in _WRAPPER_ATTRIBUTES:
         inner = getattr(model, name, None)
         if isinstance(inner, torch.nn.Module):
-            return _unwrap(inner)
+            return unwrap(inner)
     if hasattr(model, "get_base_model"):
         adapter: Any = model
         if adapter.active_peft_config.is_prompt_learning:

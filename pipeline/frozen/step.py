@@ -16,9 +16,17 @@ from torch.nn.functional import cross_entropy, pad
 from torch.nn.parallel import DistributedDataParallel
 from transformers.cache_utils import Cache
 
-from pipeline.errors import UsageError
-from pipeline.frozen.model_support import ModelInterface, read_interface, refuse_cache
+from pipeline.errors import BadRow, UsageError
+from pipeline.frozen.batch_checks import check_batch, measure_rows, most_tokens, name_rows
+from pipeline.frozen.model_support import (
+    ModelInterface,
+    read_interface,
+    read_position_limit,
+    refuse_cache,
+    unwrap,
+)
 from pipeline.frozen.readonly_cache import ReadOnlyCache
+from pipeline.frozen.rope import find_turning_ropes, refuse_turning_rows
 from pipeline.types import IGNORE_LABEL
 
 # Recurrent layers of transformers take a segment of one token for a decoding step, which they do
@@ -39,17 +47,20 @@ def context_frozen_loss(
     Works on a transformers causal LM, as it is or under PEFT, DDP or FSDP, in any precision, with
     or without autocast. Dropout, where the model has some, is on in both phases in training mode.
     Raises `UnsupportedModel` where the two phases would be wrong, `UsageError` for a batch of
-    another layout.
+    another layout or with ids or positions that are no integers, `BadRow` for rows that are longer
+    than the model's positions or have values that no row can have.
 
     Example::
 
         batch = ContextFrozenCollator("split")(rows)
         context_frozen_loss(model, batch).backward()
     """
-    if isinstance(num_items, int | float) and not num_items > 0:
+    # A count on a device is not looked at, which would wait for it.
+    is_known = not isinstance(num_items, Tensor) or num_items.device.type == "cpu"
+    if num_items is not None and is_known and not 0 < float(num_items) < float("inf"):
         raise UsageError(f"num_items is {num_items}; expected the positive count_items of the step")
     logits = continuation_logits(model, batch)
-    labels = batch["labels"].to(logits.device)
+    labels = batch["labels"].to(logits.device, torch.int64)
     token_losses = cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
         labels[:, 1:].flatten(),
@@ -66,7 +77,8 @@ def count_items(batch: Mapping[str, Any]) -> Tensor:
 
     float32 [], never 0, on the batch's device, so that nothing waits for it.
     """
-    trained = (batch["labels"] != IGNORE_LABEL).sum(dim=1)
+    # The first column is the last context token, whose label nothing predicts.
+    trained = (batch["labels"][:, 1:] != IGNORE_LABEL).sum(dim=1)
     return (trained * batch["weights"]).sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -75,7 +87,10 @@ def continuation_logits(model: torch.nn.Module, batch: Mapping[str, Any]) -> Ten
     first token.
     """
     interface = read_interface(model)
-    batch = _widen_context(_check_layout(batch))
+    batch = check_batch(batch)
+    _refuse_foreign_ids(model, batch)
+    _refuse_long_rows(model, batch)
+    batch = _widen_context(batch)
     cache = _freeze_context(model, interface, batch)
     reader = ReadOnlyCache(cache, batch.get("context_index"))
     output = model(
@@ -91,40 +106,62 @@ def continuation_logits(model: torch.nn.Module, batch: Mapping[str, Any]) -> Ten
 
 @torch.no_grad()
 def two_phase_error(model: torch.nn.Module, batch: Mapping[str, Any]) -> float:
-    """Return the largest difference between the two-phase logits and those of one full forward.
+    """Return the largest difference between the two-phase logits and those of each row alone.
 
-    About 1e-6 in float32 where the model continues its cache exactly; run it once before training
-    an architecture that ``docs/context-frozen.md`` does not list. Dropout is off meanwhile.
+    Alone is one forward pass over the row, without cache, padding, mask or positions, so that
+    nothing that is wrong with the batch or its positions can be wrong in both. About 1e-6 in
+    float32 for a small model that continues its cache exactly, up to 1e-4 for 30 layers; run it once
+    before training an architecture that ``docs/context-frozen.md`` does not list. Dropout is off
+    meanwhile.
     """
-    interface = read_interface(model)
-    batch = _check_layout(batch)
-    rows = batch.get("context_index", torch.arange(len(batch["input_ids"])))
-    joined = [
-        torch.cat([batch[f"context_{name}"][rows], batch[name]], dim=1)
-        for name in ("input_ids", "position_ids")
-    ]
+    batch = check_batch(batch)
+    lengths = measure_rows(batch)
+    width = batch["context_input_ids"].shape[1]
+    errors: list[float] = []
     was_training = model.training
     model.eval()
     try:
-        full = model(
-            **interface.select_inputs(joined[0], batch["attention_mask"], joined[1]),
-            use_cache=False,
-            return_dict=True,
-        ).logits[:, -batch["input_ids"].shape[1] :]
-        difference = (continuation_logits(model, batch) - full).abs().amax(dim=-1)
+        logits = continuation_logits(model, batch)
+        for row, (frozen, total) in enumerate(zip(*lengths, strict=True)):
+            context = batch["context_index"][row] if "context_index" in batch else row
+            live = batch["input_ids"][row, : total - frozen]
+            ids = torch.cat([batch["context_input_ids"][context, width - frozen :], live])
+            alone = model(input_ids=ids[None], use_cache=False, return_dict=True).logits[0, frozen:]
+            errors.append((logits[row, : len(live)] - alone).abs().max().item())
     finally:
         model.train(was_training)
-    real = batch["attention_mask"][:, -batch["input_ids"].shape[1] :].bool()
-    return difference[real].max().item()
+    # Not `max` alone, which would pass over a difference that is no number.
+    return float(torch.tensor(errors).max())
 
 
-def _check_layout(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    if "context_input_ids" not in batch:
-        raise UsageError(
-            f"the batch holds {', '.join(sorted(batch))}; expected the split or grouped layout: "
-            'collate with ContextFrozenCollator(layout="split")'
+def _refuse_foreign_ids(model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
+    """Refuse ids that the model has no embedding of; on a device that would wait, and is left to it."""
+    if batch["input_ids"].device.type != "cpu":
+        return
+    inner: Any = unwrap(model)
+    size = getattr(inner.get_input_embeddings(), "num_embeddings", None)
+    for name in ("context_input_ids", "input_ids"):
+        if size is not None and batch[name].numel() and (found := int(batch[name].max())) >= size:
+            raise BadRow(
+                f"{name} holds the id {found}, but {type(inner).__name__} has {size} of them; load "
+                "the model that the set's tokenizer belongs to, or give the collator a pad_token_id"
+            )
+
+
+def _refuse_long_rows(model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
+    """Refuse rows that are longer than the model's positions, or on two sides of a limit in them."""
+    inner = unwrap(model)
+    limit, ropes = read_position_limit(inner), find_turning_ropes(inner)
+    if (limit is None or most_tokens(batch) <= limit) and not ropes:
+        return
+    lengths = measure_rows(batch)
+    long = [place for place, total in enumerate(lengths.total) if total > (limit or total)]
+    if long:
+        raise BadRow(
+            f"{name_rows(long, lengths)}: longer than the {limit} positions of "
+            f"{type(inner).__name__}; prepare the set with max_len {limit}, or leave them out"
         )
-    return batch
+    refuse_turning_rows(ropes, lengths, type(inner).__name__)
 
 
 def _widen_context(batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -162,6 +199,7 @@ def _freeze_context(
         # Before pytorch PR 165068 (late 2025), autocast kept the weights that it cast here, which
         # have no gradient, and phase 2 trained nothing through them.
         torch.clear_autocast_cache()
-    cache = output.get(interface.cache_name)
+    # Some models of others answer in a tuple, whatever `return_dict` says.
+    cache = output.get(interface.cache_name) if isinstance(output, Mapping) else output
     refuse_cache(model, cache)
     return cast("Cache", cache)

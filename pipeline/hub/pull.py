@@ -30,11 +30,11 @@ from pipeline.hub.remote_set import (
     read_remote_set,
 )
 from pipeline.job.publish import MANIFEST, Target
-from pipeline.job.set_folder import PlacedFile, seal_folder, write_splits
+from pipeline.job.set_folder import PlacedFile, keep_filled, seal_folder, write_splits
 from pipeline.job.shard_file import RowFile, row_schema
 from pipeline.saved import read_manifest, verify
 from pipeline.seal import hash_file_bytes
-from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA
+from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, SPLITS
 from pipeline.view.card import write_card
 from pipeline.view.figures import SetFigures
 
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _parquet: Any = pyarrow.parquet
-_SPLITS: Final = ("train", "validation")
-_ROW_FILE: Final = re.compile(r"(train|validation)-(\d{5})-of-(\d{5})\.parquet")
+_ROW_FILE: Final = re.compile(rf"({'|'.join(SPLITS)})-(\d{{5}})-of-(\d{{5}})\.parquet")
 _BATCH_ROWS: Final = 1000
 
 
@@ -133,7 +132,7 @@ def _has_shape(manifest: Mapping[str, Any]) -> bool:
         splits, columns = manifest["counts"]["rows_by_split"], manifest["left_out"]["columns"]
         entries = manifest["files"].values()
         return (
-            set(splits) <= set(_SPLITS)
+            set(splits) <= set(SPLITS)
             and set(columns) <= set(PROVENANCE_COLUMNS)
             and all(isinstance(entry["bytes"], int) for entry in entries)
         )
@@ -203,7 +202,7 @@ def _make_set(
             ]
             for split in manifest["counts"]["rows_by_split"]
         }
-        placed = write_splits(target.staging, splits, columns)
+        placed = write_splits(target.staging, keep_filled(splits), columns)
         for name, path in fetched.items():
             if name in BESIDE:
                 shutil.copyfile(path, target.staging / name)

@@ -16,10 +16,11 @@ from typing import Final
 
 from pipeline.errors import UsageError
 from pipeline.job.publish import MANIFEST, SET_FILES, Target
+from pipeline.types import SPLITS
 
 _LEFTOVER: Final = re.compile(r"\.(?P<target>.+)\.(?P<kind>work|staging|old)")
 _WORK_NAME: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}|streams|pull")
-_STAGED_NAMES: Final = SET_FILES | {"train", "validation", MANIFEST}
+_STAGED_NAMES: Final = SET_FILES | {*SPLITS, MANIFEST}
 
 
 @dataclass(frozen=True, slots=True)

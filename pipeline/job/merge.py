@@ -16,7 +16,7 @@ from pipeline.job.counts import ShapeCounts, describe_counts
 from pipeline.job.duplicates import find_contenders, find_duplicates
 from pipeline.job.heap import give_back_free_memory
 from pipeline.job.omit import omit_duplicates
-from pipeline.job.set_folder import PlacedFile, join_files, seal_folder, write_splits
+from pipeline.job.set_folder import PlacedFile, join_files, keep_filled, seal_folder, write_splits
 from pipeline.job.shard import format_example, format_rejects, split_names
 from pipeline.job.shard_record import ShardRecord
 from pipeline.row_table import sum_digests
@@ -125,10 +125,12 @@ def write_set(
     ``facts`` are further keys of the manifest, ``builder`` made the rows.
     """
     earlier = merged.earlier
-    splits = {
-        name: [*(earlier.rows[name] if earlier else ()), *_place_rows(merged, name)]
-        for name in split_names(config)
-    }
+    splits = keep_filled(
+        {
+            name: [*(earlier.rows.get(name, ()) if earlier else ()), *_place_rows(merged, name)]
+            for name in split_names(config)
+        }
+    )
     placed = write_splits(staging, splits, config.columns)
     manifest: dict[str, Any] = {
         "digest": sum_digests(map(bytes.fromhex, _digests_of(merged))),

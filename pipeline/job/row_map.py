@@ -25,7 +25,7 @@ from pipeline.row_table import Provenance, build_table, digest_rows
 from pipeline.rows import RowBuilder
 from pipeline.source.line_parser import LineParser
 from pipeline.source.lines import SourceLine
-from pipeline.types import NUMERIC_COLUMNS, Reject
+from pipeline.types import NUMERIC_COLUMNS, REJECTED, Reject
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,13 @@ class RowMapper:
         shapes = ShapeCounts()
         drafts = [draft for file, line in lines for draft in self._draft_line(file, line, shapes)]
         built = iter(self.builder.build([draft.point for draft in drafts if draft.point]))
+        results = [next(built) if draft.point else draft.error for draft in drafts]
+        if self._config.rejected_continuations == "keep":
+            results = _refuse_unpaired(drafts, results)
         rows: list[BoundedRow] = []
         kept: list[_Draft] = []
         rejects: list[Reject] = []
-        for draft in drafts:
-            result = next(built) if draft.point else draft.error
+        for draft, result in zip(drafts, results, strict=True):
             if isinstance(result, BoundedRow):
                 rows.append(result)
                 kept.append(draft)
@@ -110,9 +112,14 @@ class RowMapper:
 
     def _name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
         fraction = self._config.validation_fraction
-        if not fraction:
-            return ["train"] * len(drafts)
-        return [assign_split(draft.provenance.conversation, fraction) for draft in drafts]
+        return [
+            REJECTED
+            if draft.provenance.preference == REJECTED
+            else assign_split(draft.provenance.conversation, fraction)
+            if fraction
+            else "train"
+            for draft in drafts
+        ]
 
     def _draft_line(self, file: str, line: SourceLine, shapes: ShapeCounts) -> Iterator[_Draft]:
         """Yield what a line is to become, as far as it is known before rendering; count its shape."""
@@ -137,6 +144,24 @@ class RowMapper:
         shapes.add(read.format, self._name_unread(read.unread, line))
         for point in points:
             yield _Draft(file, line.line, digest, _provenance_of(point, source), point)
+
+
+def _refuse_unpaired(
+    drafts: Sequence[_Draft], results: Sequence[BoundedRow | Rejected | None]
+) -> list[BoundedRow | Rejected | None]:
+    """Return the results, the worse continuation of a pair refused where no better one is a row."""
+    better: dict[tuple[str, int, int], BoundedRow | Rejected | None] = {}
+    paired: list[BoundedRow | Rejected | None] = []
+    for draft, result in zip(drafts, results, strict=True):
+        place = (draft.file, draft.line, draft.provenance.decision_idx)
+        partner = better.get(place)
+        if draft.provenance.preference != REJECTED:
+            better[place] = partner if isinstance(partner, BoundedRow) else result
+        elif isinstance(partner, Rejected) and isinstance(result, BoundedRow):
+            reason = f"the better continuation of its pair is rejected: {partner.reason}"
+            result = Rejected(partner.code, reason, partner.excerpt)
+        paired.append(result)
+    return paired
 
 
 def _no_provenance(source: str, id_: str = "") -> Provenance:

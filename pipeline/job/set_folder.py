@@ -34,6 +34,17 @@ class PlacedFile:
     file: WrittenFile
 
 
+def keep_filled(splits: Mapping[str, Sequence[PlacedFile]]) -> dict[str, Sequence[PlacedFile]]:
+    """Return the splits that have rows: one that has none makes ``load_dataset`` fail for all.
+
+    Of a set without any row the first is kept, so that it can be opened and says its columns.
+    """
+    filled = {
+        name: files for name, files in splits.items() if any(each.file.rows for each in files)
+    }
+    return filled or dict(list(splits.items())[:1])
+
+
 def write_splits(
     folder: Path, splits: Mapping[str, Sequence[PlacedFile]], columns: str
 ) -> dict[str, WrittenFile]:

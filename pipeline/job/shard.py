@@ -31,7 +31,7 @@ from pipeline.row_table import sum_digests
 from pipeline.source.lines import PieceRecord, SourceLine
 from pipeline.source.plan import SourceShard
 from pipeline.source.tables import open_piece
-from pipeline.types import ROW_SCHEMA, Reject
+from pipeline.types import REJECTED, ROW_SCHEMA, Reject
 
 BATCH_CHARACTERS: Final = 2**21
 """Text of the lines that are mapped at once; with the longest line it bounds the memory."""
@@ -151,8 +151,10 @@ def encode_shard(
 
 
 def split_names(config: PrepareConfig) -> tuple[str, ...]:
-    """Return the splits of a job."""
-    return ("train", "validation") if config.validation_fraction else ("train",)
+    """Return the splits that the rows of a job may be of, in the order of `SPLITS`."""
+    validation = ("validation",) if config.validation_fraction else ()
+    rejected = (REJECTED,) if config.rejected_continuations == "keep" else ()
+    return ("train", *validation, *rejected)
 
 
 def read_lines_of(

@@ -23,12 +23,15 @@ from pipeline.continuation.think import (
 )
 from pipeline.errors import excerpt_of
 from pipeline.server import Dialect
+from pipeline.template.call_form import read_call_form
 from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.role_header import find_role_header
 from pipeline.template.seam import Seam, find_seam
 from pipeline.template.stage import (
     ANSWER,
     ARGUMENT,
     ARGUMENT_FORMS,
+    ARGUMENT_KEY,
     CONTENT_FORMS,
     REASONING,
     RESULT,
@@ -44,6 +47,7 @@ from pipeline.template.stage import (
 )
 from pipeline.template.turn_facts import TurnFacts, closes_frame, find_end
 
+_NO_BUDGET = {"thinking_budget": 0}
 # Names by which templates switch thinking off or on; either setting may show the marks they use.
 _THINK_SWITCHES = ({"enable_thinking": False}, {"enable_thinking": True}, {"thinking": True})
 
@@ -121,7 +125,10 @@ class _Probe:
         last = text_after(self._turn, ANSWER)
         seam = self._seam_after_user(pair)
         state = self._think_state(pair)
-        closing, opening = self._read_opening(seam, state, pair)
+        closing, openings = self._read_opening(seam, state, pair)
+        spelt = "" if any(openings) else self._spell_empty_block(state, pair)
+        openings = (spelt, "") if spelt else openings
+        call = self._read_call(pair)
         tool_end = self._find_tool_end(end)
         ends = [token for token in (end, tool_end, *self._stops) if token]
         emitted = self._emitted(ends, pair)
@@ -133,7 +140,19 @@ class _Probe:
             evidence=evidence,
             after_end="" if end is None else _leading_space(source[at + len(end) :]),
             tool_end=tool_end,
-            opening=opening,
+            opening=openings[0],
+            opening_after_thought=openings[1],
+            opening_is_spelt=bool(spelt),
+            opens_calls=bool(spelt or (openings[0] and call.startswith(openings[0]))),
+            role_header=find_role_header(
+                openings[0],
+                self._prompt,
+                text_after(self._prompt, USER),
+                self._stage.turn(self._user),
+                set(self._tokens(self._middle)) - {end},
+                self._control,
+            ),
+            call_form=read_call_form(call, TOOL_NAME, ARGUMENT_KEY, ARGUMENT),
             closing="" if end is None else source[:at].strip(),
             think_open=pair[0] if pair else None,
             think_close=pair[1] if pair else None,
@@ -306,24 +325,53 @@ class _Probe:
 
     def _read_opening(
         self, seam: Seam | None, state: ThinkState, pair: tuple[str, str] | None
-    ) -> tuple[str, str]:
-        """Return what closes a think block, and what the template then writes before an answer."""
+    ) -> tuple[str, tuple[str, str]]:
+        """Return what closes a think block, and the two openings of `TurnFacts`."""
         before = (
             "" if seam is None else text_before(text_after(self._turn, USER)[seam.at :], ANSWER)
         )
-        opening = _unless_blank(without_empty_block(before, pair))
+        bare = _unless_blank(without_empty_block(before, pair))
         if pair is None:
-            return "", opening
+            return "", (bare, bare)
+        # Where the prompt holds no think block the template's empty one is the model's to write.
+        whole = _unless_blank(before) if state.kind == "none" else bare
         if state.kind == "open":
             # An answer without reasoning shows how the template itself leaves the block.
             split = split_closing(before, pair[1])
             if split is not None:
-                return split[0], _unless_blank(split[1])
+                rest = _unless_blank(split[1])
+                return split[0], (rest, rest)
         split = split_closing(text_between(self._reasoned, REASONING, ANSWER), pair[1])
         if split is not None:
-            return split[0], opening or _unless_blank(split[1])
+            rest = bare or _unless_blank(split[1])
+            return split[0], (whole if state.kind == "none" else rest, rest)
         supplied = state.supplied if state.kind == "open" else f"{pair[0]}\n"
-        return spell_closing(supplied, pair), opening
+        return spell_closing(supplied, pair), (whole, bare)
+
+    def _spell_empty_block(self, state: ThinkState, pair: tuple[str, str] | None) -> str:
+        """Return an empty think block where a model with a thinking budget has to write one itself.
+
+        Seed-OSS: with a budget of 0 the generation prompt holds the closed block, with any other the
+        model writes it, and the template shows none in an answer without thought.
+        """
+        if pair is None or state.kind != "none":
+            return ""
+        stage = replace(self._stage, kwargs={**self._stage.kwargs, **_NO_BUDGET})
+        unthinking = text_after(stage.prompt(self._user) or "", USER)
+        seam = find_seam(self._prompt, self._reasoned, self._control, pair)
+        before = "" if seam is None else text_before(self._reasoned[seam.at :], REASONING)
+        split = split_closing(text_between(self._reasoned, REASONING, ANSWER), pair[1])
+        if pair[1] not in unthinking or split is None or before.strip() != pair[0]:
+            return ""
+        return before + split[0]
+
+    def _read_call(self, pair: tuple[str, str] | None) -> str:
+        """Return the probe's call as it follows the prompt, up to its end of turn."""
+        prompt, full = text_after(self._tool_prompt, USER), text_after(self._called, USER)
+        seam = find_seam(prompt, full, self._control, pair)
+        said = full if seam is None else full[seam.at :]
+        found = find_end(said, said.rfind(ARGUMENT), self._stops, self._control)
+        return said if found is None else said[: found[0]]
 
 
 def _without_trailing(tokens: list[tuple[int, str]], openers: set[str]) -> list[tuple[int, str]]:

@@ -22,6 +22,7 @@ ANSWER: Final = "Quagga is the first."
 USER_AGAIN: Final = "Which zebra is second?"
 REASONING: Final = "Okapi cannot be one."
 TOOL_NAME: Final = "find_zebra"
+ARGUMENT_KEY: Final = "kind"
 ARGUMENT: Final = "Grevy"
 RESULT: Final = "Plains were seen."
 
@@ -33,13 +34,13 @@ TOOLS: Final = (
             "description": "Finds one.",
             "parameters": {
                 "type": "object",
-                "properties": {"kind": {"type": "string", "description": "Which."}},
-                "required": ["kind"],
+                "properties": {ARGUMENT_KEY: {"type": "string", "description": "Which."}},
+                "required": [ARGUMENT_KEY],
             },
         },
     },
 )
-ARGUMENT_FORMS: Final = ({"kind": ARGUMENT}, f'{{"kind": "{ARGUMENT}"}}')
+ARGUMENT_FORMS: Final = ({ARGUMENT_KEY: ARGUMENT}, f'{{"{ARGUMENT_KEY}": "{ARGUMENT}"}}')
 """The arguments of a call as templates take them: an object (most), or its JSON."""
 
 CONTENT_FORMS: Final = ("", None)

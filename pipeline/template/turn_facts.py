@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pipeline.continuation.marks import (
+    THINK_MARKS,
     WELL_KNOWN_MARKS,
     MarkSearch,
     control_marks,
     pattern_of,
 )
+from pipeline.template.call_form import CallForm
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,12 @@ class TurnFacts:
     ``end_of_turn`` is the text of the one token that ends an assistant's answer, None where it
     cannot be told; ``tool_end`` the one that ends a turn with tool calls. ``after_end`` is the white
     space that the template writes after it, which is never trained. ``opening`` stands between the
-    generation prompt and an answer's content, ``closing`` between the content and the end of turn
-    (both without think blocks; gpt-oss: ``<|channel|>final<|message|>``). ``think_open`` and
+    generation prompt and a plain answer's content (gpt-oss: ``<|channel|>final<|message|>``; Qwen3:
+    an empty think block), ``opening_after_thought`` is that of an answer whose think block is written
+    already, and ``closing`` stands between the content and the end of turn. ``opening_is_spelt`` is
+    True where the template itself never writes it (Seed-OSS's empty block), ``opens_calls`` where a
+    call stands behind the same opening. ``role_header`` is the header of the assistant's
+    turn where the generation prompt lacks it. ``call_form`` is how calls are spelt. ``think_open`` and
     ``think_close`` are the marks of a think block; ``think_closing`` is what closes one that the
     generation prompt leaves open. ``header_tokens`` open turns and are never the model's to emit,
     ``emitted_tokens`` are those it does emit, ``stop_tokens`` those of ``generation_config.json``,
@@ -36,6 +42,11 @@ class TurnFacts:
     after_end: str = ""
     tool_end: str | None = None
     opening: str = ""
+    opening_after_thought: str = ""
+    opening_is_spelt: bool = False
+    opens_calls: bool = False
+    role_header: str = ""
+    call_form: CallForm | None = None
     closing: str = ""
     think_open: str | None = None
     think_close: str | None = None
@@ -54,6 +65,14 @@ class TurnFacts:
         if self.think_open is None or self.think_close is None:
             return None
         return self.think_open, self.think_close
+
+    @cached_property
+    def opening_tokens(self) -> tuple[str, ...]:
+        """The control tokens of the opening, think marks aside: a text with one brings its own."""
+        marks = [mark for pair in THINK_MARKS for mark in pair]
+        thought = {token for mark in marks for token in (mark, *self.control.findall(mark))}
+        found = self.control.findall(self.opening_after_thought)
+        return tuple(token for token in found if token not in thought)
 
     @cached_property
     def ends(self) -> tuple[str, ...]:

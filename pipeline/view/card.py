@@ -20,7 +20,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import escape_controls
-from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA
+from pipeline.types import NUMERIC_COLUMNS, REJECTED, ROW_SCHEMA
 from pipeline.view.figures import SetFigures
 from pipeline.view.meanings import COLUMN_MEANINGS
 from pipeline.view.pieces import show_text, split_row
@@ -124,6 +124,8 @@ def make_card(
             server=" ".join(filter(None, (seal["server"]["name"], seal["server"]["version"]))),
             settings=seal["settings"],
             counts=counts,
+            split=next(iter(counts["rows_by_split"]), "train"),
+            has_rejected=bool(counts["rows_by_split"].get(REJECTED)),
             digest=manifest["digest"],
             columns={
                 each: COLUMN_MEANINGS[each]
@@ -170,7 +172,9 @@ def name_size(rows: int) -> str:
 def _name_files(splits: Mapping[str, int]) -> list[dict[str, Any]]:
     # datasets 4.0.0 takes a split of one shard for JSON, since the saved `state.json` beside the
     # shard counts as many: so the files of each split are named.
-    files = [{"split": split, "path": f"{split}/data-*.arrow"} for split in splits]
+    # A split without rows is not there, but of a set without any.
+    saved = [split for split, rows in splits.items() if rows or not any(splits.values())]
+    files = [{"split": split, "path": f"{split}/data-*.arrow"} for split in saved]
     return [{"config_name": "default", "data_files": files}]
 
 

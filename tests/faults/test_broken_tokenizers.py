@@ -7,13 +7,18 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
+from pipeline import ExampleTokenizer
+from pipeline.cli import main
 from pipeline.encode import TextEncoder
 from pipeline.errors import UsageError
 from pipeline.job.prepare import prepare
+from pipeline.steady_ids import refuse_other_ids, refuse_random_ids
 from tests.conftest import write_lines
 
 Break = Callable[[Path], None]
@@ -67,6 +72,67 @@ def test_a_broken_tokenizer_is_refused_in_a_sentence(
     assert "expected" in str(caught.value)
     assert not (tmp_path / "set").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "tokenizer"]
+
+
+@pytest.fixture
+def drawing(tmp_path: Path, bundled_tokenizer: Path) -> Path:
+    """A tokenizer with BPE dropout: it draws its ids at random."""
+    folder = Path(shutil.copytree(bundled_tokenizer, tmp_path / "tokenizer"))
+    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    edit_json("tokenizer.json", model={**model, "dropout": 0.1})(folder)
+    return folder
+
+
+def test_a_tokenizer_that_draws_its_ids_is_refused_by_every_verb(
+    drawing: Path, tmp_path: Path, quickstart_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = write_lines(tmp_path / "in.jsonl", [EXAMPLE])
+    target = str(tmp_path / "set")
+    with_it = ["--tokenizer", str(drawing)]
+    for command in (
+        ["prepare", "--input", str(lines), "--output", target, "--num_proc", "1", *with_it],
+        ["check", str(drawing)],
+        ["verify", str(quickstart_set), *with_it],
+        ["inspect", str(quickstart_set), *with_it],
+    ):
+        assert main(command) == 2, command
+        printed = capsys.readouterr()
+        assert "model.dropout is 0.1" in printed.out + printed.err
+    assert not (tmp_path / "set").exists()
+    with pytest.raises(UsageError, match=r"set model\.dropout to null in tokenizer\.json"):
+        ExampleTokenizer(str(drawing))
+
+
+def test_a_dropout_of_nothing_draws_nothing(drawing: Path) -> None:
+    model = json.loads((drawing / "tokenizer.json").read_text("utf-8"))["model"]
+    edit_json("tokenizer.json", model={**model, "dropout": 0.0})(drawing)
+    TextEncoder.from_path(str(drawing))
+
+
+def test_a_unigram_model_that_samples_is_refused() -> None:
+    vocabulary = [("<unk>", 0.0), *((letter, -2.0) for letter in "abc "), ("ab", -2.5)]
+    backend = Tokenizer(models.Unigram(vocabulary, 0, alpha=0.1))
+    with pytest.raises(UsageError, match=r"model\.alpha is 0\.1"):
+        refuse_random_ids(backend)
+    refuse_random_ids(Tokenizer(models.Unigram(vocabulary, 0)))
+
+
+def test_a_text_with_other_ids_the_second_time_is_named() -> None:
+    # Any other part may draw: what it does is looked at, not what it is called.
+    class Drawing:
+        model = None
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool) -> list[Any]:
+            self.calls += 1
+            return [SimpleNamespace(ids=[self.calls if text == "b" else 0]) for text in texts]
+
+    backend: Any = Drawing()
+    refuse_other_ids(backend, ["a", "c"])
+    with pytest.raises(UsageError, match="tokenizer: b has other ids when it is encoded again"):
+        refuse_other_ids(backend, ["a", "b"])
 
 
 def test_a_pickle_beside_a_tokenizer_is_never_loaded(

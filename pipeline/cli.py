@@ -10,10 +10,12 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, cast
 
 import tyro
@@ -91,6 +93,9 @@ class CleanOptions:
     dry_run: bool = False
     """Say what would be removed, and remove nothing."""
 
+    other_machines: bool = False
+    """Also remove what jobs of other machines left; whether these still run cannot be seen here."""
+
 
 def run_prepare(args: Sequence[str]) -> int:
     """Run ``prepare``: the job, then one line that says what was made and where."""
@@ -104,17 +109,18 @@ def run_prepare(args: Sequence[str]) -> int:
         figures = {
             "output": str(prepared.output),
             "was_ready": prepared.was_ready,
+            "done": prepared.done,
+            "rows_before": prepared.rows_before,
             **prepared.manifest,
         }
         print(json.dumps(figures, ensure_ascii=False))
         return 0
     counts = prepared.counts
-    made = "is ready already, same seal" if prepared.was_ready else "made"
     lines = f"{counts['lines']} lines"
     if counts["points"] != counts["lines"]:
         lines += f" with {counts['points']} decision points"
     print(
-        f"{prepared.output}: {made}\n"
+        f"{prepared.output}: {prepared.describe()}\n"
         f"  {lines} = {counts['rows']} rows + {counts['rejects']} rejects"
         + "".join(f"\n    {code}: {number}" for code, number in counts["by_code"].items())
         + f"\n  {counts['tokens']['total']} tokens: {counts['tokens']['context']} context, "
@@ -226,11 +232,13 @@ def run_clean(args: Sequence[str]) -> int:
     from pipeline.job.clean import find_leftovers, remove_leftovers
 
     find = find_leftovers if options.dry_run else remove_leftovers
-    leftovers = list(find(Path(options.folder)))
-    for leftover in leftovers:
-        print(f"{leftover.path}: {leftover.bytes} bytes")
+    gone: list[int] = []
+    for leftover in find(Path(options.folder), other_machines=options.other_machines):
+        stays = f" stay: {leftover.used}" if leftover.used else ""
+        print(escape_controls(f"{leftover.path}: {leftover.bytes} bytes{stays}"))
+        gone += [] if leftover.used else [leftover.bytes]
     done = "would be removed" if options.dry_run else "removed"
-    print(f"{len(leftovers)} folders, {sum(each.bytes for each in leftovers)} bytes {done}")
+    print(f"{len(gone)} leftovers, {sum(gone)} bytes {done}")
     return 0
 
 
@@ -274,12 +282,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has seen enough; nothing is left to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(
             "context-frozen: stopped; the output is as it was before; a new run goes on from here",
             file=sys.stderr,
         )
-        return 130
+        # As a shell says it of a process that a signal ended.
+        return 128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)
 
 
 def _usage() -> str:
@@ -290,6 +299,25 @@ def _usage() -> str:
     )
 
 
+class _Stopped(KeyboardInterrupt):
+    """A signal other than Ctrl-C that asks this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    raise _Stopped(number)
+
+
+def _hear_signals() -> None:
+    """Take SIGTERM and SIGHUP as Ctrl-C, but for one that is ignored already (nohup)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
 _owns_process = False
 """True where this process does nothing but the command."""
 
@@ -298,6 +326,7 @@ def run_command() -> int:
     """Run the command of this process and return its exit code: the console script."""
     global _owns_process
     _owns_process = True
+    _hear_signals()
     return main()
 
 

@@ -24,6 +24,7 @@ from pipeline.examples import TrainingExample
 from pipeline.foreign_messages import check_roles, knows_roles, refuse_role
 from pipeline.server import ChatRequest, Dialect, Message, Rendering, SharedWork
 from pipeline.shown import find_unshown, last_text, last_user_text, refuse_empty
+from pipeline.template.bounded import BOUNDED_RUNS
 from pipeline.template.chat_template import ChatTemplates
 
 
@@ -76,6 +77,7 @@ class ContextBuilder:
         shared = SharedWork()
         rendered: list[tuple[ChatRequest, Rendering] | Rejected] = []
         for point in points:
+            BOUNDED_RUNS.begin_point()
             try:
                 rendered.append(self.render(point, shared))
             except Rejected as error:

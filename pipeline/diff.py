@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 
 from pipeline.errors import UsageError
+from pipeline.one_set import read_one_set
 from pipeline.row_prints import ASPECTS, KEY, RowPrints, match_rows
 from pipeline.saved import open_splits, read_manifest
-from pipeline.store import find_folder
 from pipeline.view.settings import flatten_record
 
 
@@ -70,9 +71,7 @@ class Build:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        folder = find_folder(path)
-        self.manifest = read_manifest(folder)
-        self.splits: datasets.DatasetDict = open_splits(folder)
+        self.manifest, self.splits = read_one_set(path, _open_build)
 
     def __len__(self) -> int:
         return sum(map(len, self.splits.values()))
@@ -99,6 +98,10 @@ class Build:
         """Return what a row is called: its id and source, else its place."""
         split, row = self.row(number)
         return f"id {row['id']}  source {row['source']}" if "id" in row else f"{split} row {number}"
+
+
+def _open_build(folder: Path) -> tuple[dict[str, Any], datasets.DatasetDict]:
+    return read_manifest(folder), open_splits(folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,11 @@ from pipeline.fast_encoder import copy_backend, use_one_thread
 from pipeline.quick_decode import ByteTable, make_byte_table
 from pipeline.steady_ids import refuse_other_ids, refuse_random_ids
 from pipeline.text_pieces import PieceEncoder, find_cut_tokens
-from pipeline.tokenizer_files import find_tokenizer_folder, hash_tokenizer_files
+from pipeline.tokenizer_files import (
+    find_tokenizer_folder,
+    hash_tokenizer_files,
+    refuse_huge_ids,
+)
 
 __all__ = ["EncodedBatch", "Ids", "TextEncoder"]
 
@@ -99,6 +103,7 @@ class TextEncoder:
         """
         folder = find_tokenizer_folder(path)
         files = tuple(hash_tokenizer_files(folder).items())
+        refuse_huge_ids(path, folder)
         try:
             tokenizer = _load_tokenizer(folder.resolve(), files, trust_remote_code)
         except Exception as error:  # `tokenizers` raises nothing more precise for a torn file.

@@ -6,7 +6,6 @@ as long as something of it is held.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.compute
 
 from pipeline.job.duplicates import key_ids
 from pipeline.job.shard_file import read_table
+from pipeline.row_files import list_row_files, list_splits
 from pipeline.types import ROW_SCHEMA
 
 # Its functions are made when it is imported, so that no type checker knows them.
@@ -54,18 +54,14 @@ class RowColumns:
 
     def __init__(self, folder: Path) -> None:
         """Read the columns of the set in ``folder``."""
-        splits: list[str] = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
-        self.rows_by_split = dict.fromkeys(splits, 0)
+        self.rows_by_split = dict.fromkeys(list_splits(folder), 0)
         self._parts: list[RowPart] = []
         tables: list[pa.Table] = []
-        for split in splits:
-            state: dict[str, Any] = json.loads((folder / split / "state.json").read_bytes())
-            # `datasets` keeps what users made of a set beside it, in files of the same suffix.
-            for path in (folder / split / each["filename"] for each in state["_data_files"]):
-                tables.append(_read_file(path))
-                start, rows = self.rows_by_split[split], tables[-1].num_rows
-                self._parts.append(RowPart(split, path, start, rows))
-                self.rows_by_split[split] += rows
+        for split, path in list_row_files(folder):
+            tables.append(_read_file(path))
+            start, rows = self.rows_by_split[split], tables[-1].num_rows
+            self._parts.append(RowPart(split, path, start, rows))
+            self.rows_by_split[split] += rows
         self.table: pa.Table = pa.concat_tables(tables).unify_dictionaries()
 
     def rows_at(self, numbers: Sequence[int]) -> list[tuple[str, int, dict[str, Any]]]:

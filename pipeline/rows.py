@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -29,7 +30,9 @@ from pipeline.decisions import DecisionPoint
 from pipeline.encode import Ids, TextEncoder
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.server import ChatRequest, Dialect, Rendering, load_dialect
+from pipeline.template.bounded import BOUNDED_RUNS
 from pipeline.template.chat_template import ChatTemplates, resolve_templates
+from pipeline.template.limits import OverLimit
 from pipeline.template.probe import probe_turns
 from pipeline.template.turn_facts import TurnFacts
 from pipeline.tokenizer_files import read_model_type, read_position_limit, read_stop_ids
@@ -89,7 +92,7 @@ class RowBuilder:
             )
         self._control_tokens = frozenset(self.encoder.added_tokens)
         self._stop_ids = read_stop_ids(self.encoder.folder)
-        self._facts_by_request: dict[str, TurnFacts] = {}
+        self._facts_by_request: dict[str, TurnFacts | OverLimit] = {}
 
     @cached_property
     def stop_tokens(self) -> list[str]:
@@ -106,8 +109,11 @@ class RowBuilder:
         The template is probed for their kinds of request, and the encoder is checked on their texts:
         last, because it may have to be waited for.
         """
-        self.build(points)
-        self.encoder.settle(text for point in points for text in self._texts_of(point))
+        # A template that does not come to an end shows that in every point.
+        with suppress(OverLimit), BOUNDED_RUNS.limited():
+            self.build(points)
+        with suppress(OverLimit), BOUNDED_RUNS.limited():
+            self.encoder.settle(text for point in points for text in self._texts_of(point))
 
     def _texts_of(self, point: DecisionPoint) -> Iterator[str]:
         try:
@@ -148,6 +154,7 @@ class RowBuilder:
         closed = close_continuations(encoded, ends)
         fitted: list[FittedRow | Rejected] = []
         for context, answer, ids, text in zip(contexts, answers, closed, decoded, strict=True):
+            BOUNDED_RUNS.begin_point()
             try:
                 if isinstance(answer, Rejected):
                     raise answer
@@ -167,6 +174,7 @@ class RowBuilder:
     ) -> _Answer | Rejected:
         if isinstance(context, Rejected):
             return context
+        BOUNDED_RUNS.begin_point()
         try:
             facts = self._facts(context.request)
             if point.continuation_ids is not None:
@@ -257,12 +265,19 @@ class RowBuilder:
     def _probe_turns(self, kwargs: dict[str, Any], has_tools: bool) -> TurnFacts:
         key = json.dumps([has_tools, kwargs], sort_keys=True)
         if key not in self._facts_by_request:
-            self._facts_by_request[key] = probe_turns(
-                self.dialect,
-                self.templates,
-                kwargs,
-                self._control_tokens,
-                self.stop_tokens,
-                has_tools=has_tools,
-            )
-        return self._facts_by_request[key]
+            try:
+                with BOUNDED_RUNS.limited():
+                    self._facts_by_request[key] = probe_turns(
+                        self.dialect,
+                        self.templates,
+                        kwargs,
+                        self._control_tokens,
+                        self.stop_tokens,
+                        has_tools=has_tools,
+                    )
+            except OverLimit as error:
+                self._facts_by_request[key] = error.without_frames()
+        facts = self._facts_by_request[key]
+        if isinstance(facts, OverLimit):
+            raise facts.without_frames()
+        return facts

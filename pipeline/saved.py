@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from pipeline.boundary import hash_context
 from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.damage import find_damage
-from pipeline.errors import SealMismatch, UsageError
+from pipeline.errors import SealMismatch, UnreadableFile, UsageError, excerpt_of
 from pipeline.job.publish import MANIFEST
+from pipeline.one_set import read_one_set
+from pipeline.row_files import check_row_files, list_row_files
 from pipeline.row_table import digest_rows, split_lists, sum_digests
 from pipeline.seal import check_tokenizer, hash_seal
-from pipeline.store import find_folder
 from pipeline.types import FLAGS, IGNORE_LABEL, REJECTED, TOKEN_COLUMNS, row_features
 
 if TYPE_CHECKING:
@@ -49,12 +50,10 @@ def load(
     are left out, unless ``with_rejected`` asks for their split, ``rejected``. Raises `UsageError`
     where there is no set, `SealMismatch` where a file, the tokenizer or its template is not the sealed one.
     """
-    folder = find_folder(path)
-    manifest = read_manifest(folder)
-    check_files(folder, manifest)
+    folder, manifest, splits = read_one_set(path, _open_checked)
     if tokenizer is not None:
         _check_tokenizer(manifest, tokenizer)
-    splits = _set_rejected_apart(open_splits(folder))
+    splits = _set_rejected_apart(splits)
     if not with_rejected:
         splits.pop(REJECTED, None)
     if not exclude_ids:
@@ -116,7 +115,16 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
     content digest; and, with ``tokenizer``, the seal. A manifest that was changed is the only
     finding, because nothing can be compared with it. Raises `UsageError` where there is no set.
     """
-    folder = find_folder(path)
+    return read_one_set(path, lambda folder: _find_faults_of(folder, tokenizer))
+
+
+def _open_checked(folder: Path) -> tuple[Path, dict[str, Any], datasets.DatasetDict]:
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return folder, manifest, open_splits(folder)
+
+
+def _find_faults_of(folder: Path, tokenizer: str | PreTrainedTokenizerBase | None) -> list[str]:
     manifest = read_manifest(folder)
     damage = list(find_damage(folder, manifest))
     findings = [str(each) for each in damage]
@@ -126,14 +134,7 @@ def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = N
         findings.append(f"{MANIFEST}: the seal is not the one that its key was made from")
     try:
         splits = open_splits(folder)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        pa.ArrowException,
-    ) as error:
+    except (UnreadableFile, UsageError) as error:
         findings.append(f"{folder}: cannot be opened: {error}")
     else:
         findings += _find_row_faults(splits, manifest)
@@ -186,11 +187,21 @@ def restore_config(
 
 
 def open_splits(folder: Path) -> datasets.DatasetDict:
-    """Return the splits of a folder, nothing checked. Raises `UsageError` for a single data set."""
-    splits = datasets.load_from_disk(str(folder))
-    if isinstance(splits, datasets.Dataset):
-        raise UsageError(f"{folder}: a single Dataset; expected a DatasetDict with splits")
-    return splits
+    """Return the splits of a folder, its rows fit to be looked at but not compared with the manifest.
+
+    Raises `UsageError` for a folder of something else, `UnreadableFile` for files that are damaged.
+    """
+    check_row_files([file.path for file in list_row_files(folder)])
+    try:
+        return cast("datasets.DatasetDict", datasets.load_from_disk(str(folder)))
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError),
+        *(RuntimeError, ArithmeticError, MemoryError, pa.ArrowException),
+    ) as error:
+        found = excerpt_of(f"{type(error).__name__}: {error}")
+        raise UnreadableFile(
+            str(folder), 1, f"datasets cannot open it ({found}); fetch or prepare the set again"
+        ) from error
 
 
 def _check_tokenizer(manifest: dict[str, Any], tokenizer: str | PreTrainedTokenizerBase) -> None:

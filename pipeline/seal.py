@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import SealMismatch, UsageError
@@ -55,6 +55,39 @@ def hash_seal(seal: Mapping[str, Any]) -> str:
     names = ("format", "input", "chat_template", "server", "settings", "versions")
     tokenizer = {"files": seal["tokenizer"]["files"]}
     return hash_json({**{name: seal[name] for name in names}, "tokenizer": tokenizer})
+
+
+def find_seal_difference(made: object, found: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first key at which a saved seal differs from that of a job, and both values.
+
+    Only what makes the key of a seal is compared; None where that is equal.
+    """
+    if not isinstance(made, dict):
+        return "seal", made, found["key"]
+    saved = cast("dict[str, Any]", made)
+    here = {**found, "tokenizer": {"files": found["tokenizer"]["files"]}}
+    there = {name: saved.get(name) for name in here}
+    if isinstance(there["tokenizer"], dict):
+        there["tokenizer"] = {"files": there["tokenizer"].get("files")}
+    return next(find_differences("seal", there, here), None)
+
+
+def find_differences(
+    key: str, planned: object, here: object
+) -> Iterator[tuple[str, object, object]]:
+    """Yield the innermost keys at which two parts of a seal differ, with both values.
+
+    Of a seal and of its tokenizer only what ``here`` has is compared: a seal that was completed has
+    more. Its ``key`` follows from the rest.
+    """
+    if not isinstance(planned, dict) or not isinstance(here, dict):
+        if planned != here:
+            yield key, planned, here
+        return
+    left, right = cast("dict[str, Any]", planned), cast("dict[str, Any]", here)
+    for name in right if key in ("seal", "seal.tokenizer") else {**left, **right}:
+        if name != "key":
+            yield from find_differences(f"{key}.{name}", left.get(name), right.get(name))
 
 
 def complete_seal(

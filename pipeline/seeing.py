@@ -124,14 +124,17 @@ def show_rows(options: InspectOptions) -> int:
 
 def show_report(options: ReportOptions) -> int:
     """Say how long the rows are and what each ``max_len`` would cost; and write the page."""
-    from pipeline.length_report import measure_set
-    from pipeline.store import find_folder
+    from pipeline.length_report import LengthReport, measure_set
+    from pipeline.one_set import read_one_set
     from pipeline.view.lengths import print_lengths
 
-    folder = find_folder(options.set)
-    report = measure_set(folder, options.max_lens)
-    if options.html is not None:
-        _write_report(folder, Path(options.html), options.tokenizer)
+    def measure(folder: Path) -> LengthReport:
+        report = measure_set(folder, options.max_lens)
+        if options.html is not None:
+            _write_report(folder, Path(options.html), options.tokenizer)
+        return report
+
+    report = read_one_set(options.set, measure)
     if options.json:
         print(json.dumps({"set": options.set, **report.to_dict()}, ensure_ascii=False))
         return 0

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from pipeline.errors import UsageError
+import orjson
+
+from pipeline.errors import UsageError, excerpt_of
 
 # Everything that transformers reads for a tokenizer; config.json because its model_type decides
 # which class transformers 5 builds, generation_config.json for the stop ids.
@@ -29,6 +33,12 @@ TOKENIZER_FILES = (
     "config.json",
     "generation_config.json",
 )
+MOST_IDS: Final = 10_000_000
+"""Ids that a tokenizer may have; the largest vocabularies have 300,000."""
+# Of tokenizer.json; the others, such as truncation, hold numbers that are no ids.
+_FIELDS_OF_IDS: Final = ("model", "added_tokens", "post_processor", "vocab", "special_tokens")
+_LONG_NUMBER: Final = re.compile(rb"(?<![\d.])\d{8}")
+
 _PATTERNS = (
     *TOKENIZER_FILES,
     "additional_chat_templates/*.jinja",
@@ -81,6 +91,53 @@ def hash_tokenizer_files(folder: Path) -> dict[str, str]:
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in found
     }
+
+
+def refuse_huge_ids(path: str, folder: Path) -> None:
+    """Refuse a tokenizer with an id of `MOST_IDS` or more. Raises `UsageError`.
+
+    The libraries make tables of the size of the greatest id, for hours where it is near 2^31; the
+    saved rows hold ids as int32.
+    """
+    for file in sorted({*folder.glob("*.json")}):
+        # Reading a vocabulary of 20 MB takes a quarter of a second, looking for a long number little.
+        if not file.is_file() or not _LONG_NUMBER.search(content := file.read_bytes()):
+            continue
+        try:
+            ids = list(_find_ids(file.name, orjson.loads(content)))
+        except orjson.JSONDecodeError:
+            # Who loads it says what is wrong with it.
+            continue
+        greatest = max(ids, default=0)
+        if greatest >= MOST_IDS:
+            raise UsageError(
+                f"tokenizer: {path}: {file.name} has the id {excerpt_of(greatest)}; expected ids below "
+                f"{MOST_IDS}: give its tokens the numbers after the last one"
+            )
+
+
+def _find_ids(name: str, values: Any) -> Iterator[int]:
+    """Yield the ids that a file of a tokenizer gives to tokens."""
+    if name == "tokenizer_config.json":
+        added: Any = values.get("added_tokens_decoder") if isinstance(values, dict) else None
+        yield from (int(key) for key in (added or {}) if str(key).isdecimal())
+    elif name in ("vocab.json", "added_tokens.json"):
+        yield from _find_numbers(values)
+    elif name.startswith(("tokenizer.", "tekken.")) and isinstance(values, dict):
+        fields = cast("dict[str, Any]", values)
+        yield from _find_numbers([fields.get(key) for key in _FIELDS_OF_IDS])
+
+
+def _find_numbers(value: Any) -> Iterator[int]:
+    level = [value]
+    while level:
+        part = level.pop()
+        if isinstance(part, dict):
+            level += cast("dict[str, Any]", part).values()
+        elif isinstance(part, list):
+            level += cast("list[Any]", part)
+        elif isinstance(part, int):
+            yield part
 
 
 def read_model_config(folder: Path | None) -> dict[str, Any]:

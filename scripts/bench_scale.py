@@ -128,7 +128,7 @@ def measure_merge(folder: Path, number: int, *, report: bool) -> Steps:
     whole: list[ShardRecord] = [record for record in records if record is not None]
     with steps.timed("find duplicates"):
         merged = merge_shards(config, work, whole, None)
-    judge_rejects(config, merged, target.rejects)
+    judge_rejects(config, merged, target.rejects_file)
     with steps.timed("write the set" + (", with report" if report else "")):
         write_set(config, target.staging, merged, seal, {}, builder)
     with steps.timed("flush and publish"):

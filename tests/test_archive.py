@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
+import lzma
+import pickle
 import random
 import struct
+import tarfile
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -74,12 +78,47 @@ def test_a_name_that_breaks_its_promise_is_an_error(name: str, content: bytes, f
         content_of(content, name)
 
 
-@pytest.mark.parametrize(
-    ("content", "kind"), [(b"PK\x03\x04..", "zip"), (b"BZh91AY", "bzip2"), (b"PAR1..", "Parquet")]
-)
-def test_other_kinds_of_files_are_named(content: bytes, kind: str):
-    with pytest.raises(BrokenArchive, match=f"a {kind} file, .* convert it first"):
-        content_of(content)
+def make_tar(format: int) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=format) as tar:
+        member = tarfile.TarInfo("logs/a.jsonl")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"{}\n"))
+    return sink.getvalue()
+
+
+def make_v7_tar() -> bytes:
+    """Return a tar as of before POSIX, which has no mark of its kind."""
+    header = bytearray(make_tar(tarfile.USTAR_FORMAT)[:512])
+    header[257:512] = bytes(255)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(1024)
+
+
+OTHER_KINDS: dict[str, tuple[bytes, str, str]] = {
+    "zip": (b"PK\x03\x04..", "zip", "unpack it"),
+    "xlsx": (b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml", "Excel or Word", "read_excel"),
+    "xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Excel or Word", "read_excel"),
+    "bzip2": (b"BZh91AY", "bzip2", "bunzip2"),
+    "xz": (lzma.compress(b"{}"), "xz", "unxz"),
+    "parquet": (b"PAR1..", "Parquet", "end in .parquet"),
+    "pickle": (pickle.dumps([{"id": "a"}]), "pickle", "write its rows as JSONL"),
+    "tar": (make_tar(tarfile.USTAR_FORMAT), "tar", "tar -xf"),
+    "GNU tar": (make_tar(tarfile.GNU_FORMAT), "tar", "tar -xf"),
+    "old tar": (make_v7_tar(), "tar", "tar -xf"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+@pytest.mark.parametrize("suffix", ["", *sorted(PACKED)])
+def test_other_kinds_of_files_are_named_with_what_reads_them(name: str, suffix: str):
+    content, kind, cure = OTHER_KINDS[name]
+    packed = PACKED[suffix](content) if suffix else content
+    with pytest.raises(BrokenArchive, match=f"a {kind} file.*convert it first: .*{cure}"):
+        content_of(packed, f"a.jsonl{suffix}")
+    with pytest.raises(BrokenArchive, match=f"a {kind} file"):
+        content_of(packed, f"a.jsonl{suffix}", chunk_bytes=100)
 
 
 @pytest.mark.parametrize("suffix", sorted(PACKED))
@@ -150,6 +189,15 @@ def test_a_bomb_is_stopped_before_it_fills_the_disk(
     with pytest.raises(BrokenArchive, match="more than 500 times as many; if that is meant"):
         read.extend(map(len, contents))
     assert sum(read) < 2**24
+
+
+@pytest.mark.parametrize("suffix", sorted(PACKED))
+def test_blank_lines_without_end_are_stopped(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "FREE_LINES", 2**10)
+    bomb = PACKED[suffix](b"\n" * 2**22)
+    contents = decompressed(iter([bomb]), f"in.jsonl{suffix}")
+    with pytest.raises(BrokenArchive, match="more than 10 for each byte; if that is meant, unpack"):
+        list(contents)
 
 
 def test_content_that_repeats_itself_a_hundred_times_is_read(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
-import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.job import publish
+from pipeline.job import lock, publish
+from pipeline.job.marks import MARK, make_marked_folder
 from pipeline.job.publish import MANIFEST, Target, sync_tree
 
 REPOSITORY = Path(__file__).parents[1]
@@ -24,6 +27,13 @@ def write_set(folder: Path, name: str) -> None:
     (folder / "train").mkdir(parents=True)
     (folder / "train" / "data.arrow").write_text(name)
     (folder / MANIFEST).write_text(json.dumps({"digest": name, "seal": {}}))
+
+
+def stage(target: Target, name: str) -> None:
+    """Write a set into the staging folder of a target."""
+    if not target.work.exists():
+        make_marked_folder(target.work, target.path)
+    write_set(target.staging, name)
 
 
 def content_of(folder: Path) -> str:
@@ -65,8 +75,7 @@ def test_the_new_set_takes_the_place_and_nothing_stays_beside_it(
     elif before == "old set":
         write_set(target.path, "old")
     with target.locked():
-        target.open_work("job")
-        write_set(target.staging, "new")
+        stage(target, "new")
         target.publish()
     assert content_of(target.path) == "new"
     assert names_in(target.path.parent) == ["set"]
@@ -103,7 +112,7 @@ def test_the_target_is_a_whole_set_at_every_moment(tmp_path: Path) -> None:
     assert reader.stdout.readline() == "reading\n"
     target = Target(str(path))
     for number in [*map(str, range(200)), "last"]:
-        write_set(target.staging, number)
+        stage(target, number)
         target.publish()
     assert reader.wait(30) == 0
 
@@ -120,7 +129,7 @@ def test_a_link_at_the_output_stays_and_its_folder_is_replaced(tmp_path: Path) -
     for name in ("new", "newer"):
         target = Target(str(tmp_path / "set"))
         with target.locked():
-            write_set(target.staging, name)
+            stage(target, name)
             target.publish()
         assert (tmp_path / "set").is_symlink()
         assert content_of(real) == name
@@ -137,7 +146,7 @@ def test_every_spelling_of_a_path_is_one_target(
     (tmp_path / "sub").mkdir()
     target = Target(spelling)
     assert target.path == tmp_path / "set"
-    assert {target.staging.parent, target.work.parent, target.rejects.parent} == {tmp_path}
+    assert {target.work.parent, target.rejects.parent} == {tmp_path}
 
 
 def path_of(descriptor: int) -> str:
@@ -149,7 +158,7 @@ def test_everything_is_flushed_before_the_exchange(
 ) -> None:
     flushed: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(path_of(fd)))
-    write_set(target.staging, "new")
+    stage(target, "new")
     before = [str(target.staging / name) for name in ("train/data.arrow", MANIFEST, "train", "")]
     sync_tree(target.staging)
     assert {path.rstrip("/") for path in before} == set(flushed)
@@ -251,7 +260,7 @@ def test_a_second_job_is_refused_and_leaves_the_first_alone(
     target: Target, hold_lock: Callable[[Target], subprocess.Popen[str]]
 ) -> None:
     first = hold_lock(target)
-    write_set(target.staging, "of the first")
+    stage(target, "of the first")
     with pytest.raises(UsageError, match="another job is writing"), target.locked():
         pytest.fail("two jobs hold one target")
     assert content_of(target.staging) == "of the first"
@@ -271,29 +280,17 @@ def test_a_lock_ends_with_a_killed_process(
         assert not target.staging.exists()
 
 
-@pytest.mark.parametrize("is_early", [False, True])
-def test_workers_of_a_killed_job_end_with_it_and_do_not_keep_its_lock(
-    target: Target, is_early: bool
-) -> None:
+def test_workers_of_a_killed_job_end_with_it_and_do_not_keep_its_lock(target: Target) -> None:
     """A pool's workers wait for ever for work that a killed parent will not give them."""
     if not sys.platform.startswith("linux"):
         pytest.skip("prctl is Linux")
-    # Killed before the worker has asked to be told of that.
-    early = (
-        "from pipeline.job import publish\n"
-        "class Late:\n"
-        "    def prctl(self, *args):\n"
-        "        parent = os.getppid()\n"
-        "        while os.getppid() == parent: time.sleep(0.01)\n"
-        "publish._LIBC = Late()\n"
-    )
     code = (
-        "import os, sys, time\n" + early * is_early + "from pipeline.job.publish import Target\n"
+        "import os, signal, sys\n"
+        "from pipeline.job.publish import Target\n"
         "with Target(sys.argv[1]).locked():\n"
         "    worker = os.fork()\n"
-        "    if worker == 0: time.sleep(60); os._exit(0)\n"
-        "    print(worker, flush=True)\n"
-        "    time.sleep(60)\n"
+        "    if worker == 0: print('asked', flush=True)\n"
+        "    signal.pause()\n"
     )
     first = subprocess.Popen(
         [sys.executable, "-c", code, str(target.path)],
@@ -302,23 +299,36 @@ def test_workers_of_a_killed_job_end_with_it_and_do_not_keep_its_lock(
         cwd=REPOSITORY,
     )
     assert first.stdout is not None
-    worker = int(first.stdout.readline())
+    assert first.stdout.readline() == "asked\n"
     first.kill()
     first.wait()
-    end = time.monotonic() + 10
-    while is_alive(worker) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not is_alive(worker)
+    # The pipe ends once the worker, which has it too, has ended as well.
+    ended, _, _ = select.select([first.stdout], [], [], 60)
+    assert ended
+    assert first.stdout.read() == ""
     with target.locked():
         pass
 
 
-def is_alive(process: int) -> bool:
-    """Return False where a process is gone, or ended and nobody has asked for its exit code."""
-    try:
-        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return False
+def test_a_worker_whose_job_ended_before_it_asked_to_be_told_ends_itself(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    told: list[tuple[int, ...]] = []
+    told_by = types.SimpleNamespace(prctl=lambda *words: told.append(words))
+    monkeypatch.setattr(lock, "_LIBC", told_by)
+    monkeypatch.setattr(os, "_exit", end)
+    lock.end_with_parent(os.getppid())
+    assert told == [(1, signal.SIGKILL)]
+    # An orphan belongs to the init of its namespace.
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with pytest.raises(Ended):
+        lock.end_with_parent(12345)
 
 
 def test_a_worker_does_not_free_the_lock_of_its_job(target: Target) -> None:
@@ -340,7 +350,9 @@ def test_a_worker_does_not_free_the_lock_of_its_job(target: Target) -> None:
 def test_targets_beside_each_other_do_not_wait_for_each_other(target: Target) -> None:
     other = Target(str(target.path.parent / "other"))
     with target.locked(), other.locked():
-        assert names_in(target.path.parent) == [".other.lock", ".set.lock"]
+        assert names_in(target.path.parent) == [
+            *(".other.lock", ".other.work", ".set.lock", ".set.work")
+        ]
     assert names_in(target.path.parent) == []
 
 
@@ -393,7 +405,7 @@ def test_what_an_error_left_unpublished_is_removed_and_shards_stay(
 
     def stop() -> None:
         with target.locked():
-            write_set(target.staging, "new")
+            stage(target, "new")
             target.streams.mkdir(parents=True)
             (target.streams / "stream-1").write_text("a copy of standard input")
             if shards:
@@ -404,13 +416,13 @@ def test_what_an_error_left_unpublished_is_removed_and_shards_stay(
         stop()
     assert content_of(target.path) == "old"
     assert names_in(target.path.parent) == [*([target.work.name] if shards else []), "set"]
-    assert not shards or names_in(target.work) == ["job"]
+    assert not shards or names_in(target.work) == ["job", MARK]
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:
     target = Target(str(tmp_path / "a" / "b" / "set"))
     with target.locked():
-        write_set(target.staging, "new")
+        stage(target, "new")
         target.publish()
     assert content_of(target.path) == "new"
 
@@ -510,8 +522,8 @@ def test_a_crash_at_any_moment_leaves_a_whole_set_after_the_next_start(
 
 
 def test_between_two_renames_the_old_set_comes_back_not_the_new(target: Target) -> None:
-    write_set(target.path.parent / ".set.old", "old")
-    write_set(target.staging, "new")
+    stage(target, "new")
+    write_set(target.work / "old", "old")
     with target.locked():
         assert content_of(target.path) == "old"
         assert not target.staging.exists()
@@ -531,7 +543,7 @@ def test_an_error_between_two_renames_leaves_the_old_set(
     monkeypatch.setattr(publish, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail)
     with target.locked():
-        write_set(target.staging, "new")
+        stage(target, "new")
         with pytest.raises(OSError, match="Input/output error"):
             target.publish()
         target.clear()
@@ -541,7 +553,8 @@ def test_an_error_between_two_renames_leaves_the_old_set(
 
 def test_what_stands_at_the_target_is_never_replaced_by_a_leftover(target: Target) -> None:
     write_set(target.path, "now")
-    write_set(target.path.parent / ".set.old", "old")
+    stage(target, "new")
+    write_set(target.work / "old", "old")
     with target.locked():
         assert content_of(target.path) == "now"
     assert names_in(target.path.parent) == ["set"]
@@ -549,7 +562,7 @@ def test_what_stands_at_the_target_is_never_replaced_by_a_leftover(target: Targe
 
 def test_clearing_twice_or_with_nothing_there_is_no_error(target: Target) -> None:
     target.clear()
-    target.work.mkdir()
+    target.open_work("job")
     target.clear()
     target.clear()
     assert names_in(target.path.parent) == []
@@ -564,19 +577,19 @@ def test_the_shards_of_a_job_stay_for_its_next_run_and_those_of_others_go(target
         (target.open_work("mine") / ".00001-9-train.arrow").write_text("half")
         target.streams.mkdir()
     with target.locked():
-        assert names_in(target.work) == ["mine"]
+        assert names_in(target.work) == [MARK, "mine"]
         target.streams.mkdir()
         assert names_in(target.open_work("mine")) == ["00000.json"]
-        assert names_in(target.work) == ["mine", "streams"]
+        assert names_in(target.work) == [MARK, "mine", "streams"]
         assert names_in(target.open_work("other")) == []
-        assert names_in(target.work) == ["other", "streams"]
+        assert names_in(target.work) == [MARK, "other", "streams"]
         target.clear()
     assert names_in(target.path.parent) == []
 
 
 def test_clearing_what_was_not_published_leaves_the_shards(target: Target) -> None:
     (target.open_work("mine") / "00000.json").write_text("{}")
-    write_set(target.staging, "half")
+    stage(target, "half")
     target.clear_staging()
     assert names_in(target.path.parent) == [".set.work"]
     assert names_in(target.work / "mine") == ["00000.json"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from pipeline import load, prepare
@@ -17,6 +20,7 @@ from pipeline.job.prepare import Prepared
 from pipeline.job.publish import MANIFEST
 from pipeline.saved import verify
 from pipeline.store import SetStore, find_folder, is_address
+from pipeline.store_names import name_object, tag_of
 from tests.conftest import ROOT, write_lines
 
 ROWS = [{"id": f"e{n}", "context": f"{n} and 1", "continuation": f"{n + 1}"} for n in range(5)]
@@ -80,7 +84,36 @@ def test_a_set_on_a_store_is_the_one_that_a_folder_gets(
     assert load(ADDRESS)["train"][:] == load(str(tmp_path / "here"))["train"][:]
     assert verify(ADDRESS) == []
     names = {name.removeprefix("bucket/sets/one/") for name in files.find("bucket/sets/one")}
-    assert names == {*there.manifest["files"], MANIFEST}
+    tag = tag_of(there.manifest)
+    views = {"dataset_dict.json", "train/state.json", "train/dataset_info.json"}
+    assert names == {
+        MANIFEST,
+        *views,
+        *(name_object(name, tag) for name in there.manifest["files"]),
+    }
+
+
+def test_datasets_opens_a_set_on_a_store_at_its_address(
+    files: Any, tmp_path: Path, prepare_at: PrepareAt
+) -> None:
+    made = prepare_at(ADDRESS, validation_fraction=0.5)
+    rows = open_with_datasets()
+    assert {name: len(each) for name, each in rows.items()} == made.counts["rows_by_split"]
+    prepare_at(ADDRESS, ROWS[:3], overwrite=True)
+    assert open_with_datasets()["train"]["id"][:] == ["e0", "e1", "e2"]
+
+
+def test_a_folder_that_was_copied_to_a_store_is_read_and_replaced(
+    files: Any, tmp_path: Path, prepare_at: PrepareAt
+) -> None:
+    here = prepare_at(str(tmp_path / "here"))
+    for name in (*here.manifest["files"], MANIFEST):
+        files.put_file(str(tmp_path / "here" / name), f"bucket/sets/one/{name}")
+    assert verify(ADDRESS) == []
+    assert prepare_at(ADDRESS).done == "unchanged"
+    assert prepare_at(ADDRESS, ROWS[:3], overwrite=True).done == "replaced"
+    assert verify(ADDRESS) == []
+    assert "bucket/sets/one/README.md" not in files.find("bucket/sets/one")
 
 
 def test_nothing_of_a_job_stays_on_this_machine(
@@ -104,41 +137,119 @@ def test_another_set_takes_the_place_and_leaves_no_file_of_the_old(
 ) -> None:
     prepare_at(ADDRESS, validation_fraction=0.5)
     assert files.exists("bucket/sets/one/validation")
-    made = prepare_at(ADDRESS, ROWS[:3])
-    assert not made.was_ready
+    with pytest.raises(UsageError, match=r"did not make: seal\.input is .*--overwrite"):
+        prepare_at(ADDRESS, ROWS[:3], validation_fraction=0.5)
+    assert verify(ADDRESS) == []
+    files.pipe_file("bucket/sets/one/notes.txt", b"theirs")
+    made = prepare_at(ADDRESS, ROWS[:3], overwrite=True)
+    assert made.describe() == "replaced 5 rows by 3"
+    assert made.rows_before == 5
     files.invalidate_cache()
     assert not files.find("bucket/sets/one/validation")
     assert verify(ADDRESS) == []
 
 
-@pytest.mark.parametrize("stop", [0, 1, 4, 7])
-def test_an_upload_that_stops_leaves_no_half_of_a_set_and_goes_on(
-    files: Any, tmp_path: Path, prepare_at: PrepareAt, monkeypatch: pytest.MonkeyPatch, stop: int
+def open_with_datasets() -> datasets.DatasetDict:
+    """Open the set as `datasets` does in a new process: it copies a folder into that of an earlier copy."""
+    shutil.rmtree(datasets.Dataset._build_local_temp_path("bucket"), ignore_errors=True)
+    return datasets.load_from_disk(ADDRESS)
+
+
+class _Killed(BaseException):
+    """What nothing catches: the process is gone."""
+
+
+def stop_after(patched: pytest.MonkeyPatch, writes: int, error: BaseException) -> None:
+    """Let the store take so many objects, and then end with an error."""
+    done: list[str] = []
+
+    def count(name: str) -> Callable[..., Any]:
+        function = getattr(SetStore, name)
+
+        def counted(*arguments: Any) -> Any:
+            if len(done) >= writes:
+                raise error
+            done.append(name)
+            return function(*arguments)
+
+        return counted
+
+    for name in ("_send", "_write", "_remove"):
+        patched.setattr(SetStore, name, count(name))
+
+
+# The mark, 7 objects, the manifest, 3 names for datasets, then what goes.
+@pytest.mark.parametrize("writes", [0, 4, 9, 12])
+def test_an_upload_that_is_killed_leaves_the_old_set_or_the_new(
+    files: Any, tmp_path: Path, prepare_at: PrepareAt, writes: int
 ) -> None:
-    import s3fs
+    old = prepare_at(ADDRESS)
+    with pytest.MonkeyPatch.context() as patched:
+        stop_after(patched, writes, _Killed())
+        with pytest.raises(_Killed):
+            prepare_at(ADDRESS, ROWS[:3], overwrite=True)
+    assert verify(ADDRESS) == []
+    rows = load(ADDRESS)["train"]["id"][:]
+    assert len(rows) == (3 if writes >= 9 else 5)
+    assert len(open_with_datasets()["train"]) in (3, 5)
+    again = prepare_at(ADDRESS, ROWS[:3], overwrite=True)
+    assert again.done == ("unchanged" if writes >= 9 else "replaced")
+    files.invalidate_cache()
+    left = files.find("bucket/sets/one")
+    assert not [name for name in left if ".upload-" in name or tag_of(old.manifest) in name]
+    assert len(left) == 11
+    assert verify(ADDRESS) == []
+    assert len(open_with_datasets()["train"]) == 3
 
-    whole = prepare_at(str(tmp_path / "here"))
-    put, done = s3fs.S3FileSystem._put_file, []
 
-    async def put_some(self: Any, *arguments: Any, **options: Any) -> Any:
-        if len(done) == stop:
-            raise ConnectionError("the connection was lost")
-        done.append(arguments)
-        return await put(self, *arguments, **options)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(s3fs.S3FileSystem, "_put_file", put_some)
-        s3fs.S3FileSystem.clear_instance_cache()
+@pytest.mark.parametrize("writes", [0, 8])
+def test_a_first_upload_that_stops_leaves_no_half_of_a_set_and_goes_on(
+    files: Any, tmp_path: Path, prepare_at: PrepareAt, writes: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        stop_after(patched, writes, ConnectionError("the connection was lost"))
         words = f"{ADDRESS}: the connection was lost; check the address"
         with pytest.raises(StoreFailed, match=words):
             prepare_at(ADDRESS)
-    s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(UsageError, match="no set there"):
         find_folder(ADDRESS)
     again = prepare_at(ADDRESS)
-    assert again.digest == whole.digest
     assert again.manifest["shards"] == {"made": 1, "reused": 1}
     assert verify(ADDRESS) == []
+
+
+def test_an_upload_of_another_machine_is_left_alone(
+    files: Any, tmp_path: Path, prepare_at: PrepareAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(platform, "node", lambda: "node7")
+        stop_after(patched, 4, _Killed())
+        with pytest.raises(_Killed):
+            prepare_at(ADDRESS)
+    files.invalidate_cache()
+    theirs = set(files.find("bucket/sets/one"))
+    assert len(theirs) == 4
+    prepare_at(ADDRESS, ROWS[:3])
+    files.invalidate_cache()
+    assert theirs < set(files.find("bucket/sets/one"))
+    assert verify(ADDRESS) == []
+
+
+def test_a_set_that_is_replaced_while_it_is_fetched_is_fetched_anew(
+    files: Any, tmp_path: Path, prepare_at: PrepareAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_at(ADDRESS)
+    receive, received = SetStore._receive, list[str]()
+
+    def replaced(self: SetStore, name: str, path: Path) -> None:
+        received.append(name)
+        if len(received) == 3:
+            prepare_at(ADDRESS, ROWS[:3], overwrite=True)
+        receive(self, name, path)
+
+    monkeypatch.setattr(SetStore, "_receive", replaced)
+    assert verify(ADDRESS) == []
+    assert load(ADDRESS)["train"]["id"][:] == ["e0", "e1", "e2"]
 
 
 def test_what_others_put_there_is_not_replaced_unless_asked(
@@ -157,9 +268,10 @@ def test_a_changed_file_on_the_store_is_refused(
 ) -> None:
     made = prepare_at(ADDRESS)
     name = next(name for name in made.manifest["files"] if name.endswith(".arrow"))
-    content = bytearray(files.cat_file(f"bucket/sets/one/{name}"))
+    place = f"bucket/sets/one/{name_object(name, tag_of(made.manifest))}"
+    content = bytearray(files.cat_file(place))
     content[-20] ^= 1
-    files.pipe_file(f"bucket/sets/one/{name}", bytes(content))
+    files.pipe_file(place, bytes(content))
     with pytest.raises(SealMismatch, match=name):
         load(ADDRESS)
 
@@ -169,7 +281,7 @@ def test_a_copy_is_fetched_again_once_the_set_has_changed(
 ) -> None:
     prepare_at(ADDRESS)
     first = load(ADDRESS)["train"]["id"][:]
-    prepare_at(ADDRESS, ROWS[:2])
+    prepare_at(ADDRESS, ROWS[:2], overwrite=True)
     assert first == [row["id"] for row in ROWS]
     assert load(ADDRESS)["train"]["id"][:] == ["e0", "e1"]
 

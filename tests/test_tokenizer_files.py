@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+from pipeline.encode import TextEncoder
 from pipeline.errors import UsageError
 from pipeline.tokenizer_files import (
     find_tokenizer_folder,
@@ -22,6 +24,7 @@ from pipeline.tokenizer_files import (
     read_model_type,
     read_position_limit,
     read_stop_ids,
+    refuse_huge_ids,
 )
 
 
@@ -288,3 +291,45 @@ def test_a_broken_config_is_refused_with_its_name(tmp_path: Path, content: bytes
 def test_the_hub_error_for_a_missing_repository_is_an_os_error() -> None:
     # What find_tokenizer_folder catches; a new release of the library could move it.
     assert issubclass(RepositoryNotFoundError, OSError)
+
+
+# ---- ids
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads(path.read_text("utf-8"))
+    change(values)
+    path.write_text(json.dumps(values), "utf-8")
+
+
+HUGE_IDS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "a token": ("tokenizer.json", lambda v: v["model"]["vocab"].update(zz=2**31 - 2)),
+    "over 32 bits": ("tokenizer.json", lambda v: v["model"]["vocab"].update(zz=2**31 + 2)),
+    "an added token": (
+        "tokenizer.json",
+        lambda v: v["added_tokens"].append({**v["added_tokens"][0], "id": 2**32 - 1}),
+    ),
+    "the settings": (
+        "tokenizer_config.json",
+        lambda v: v.update(added_tokens_decoder={"99999999": {"content": "zz"}}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HUGE_IDS)
+def test_a_vocabulary_with_ids_near_2_to_the_31_is_refused_before_it_is_loaded(
+    name: str, bundled_tokenizer: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundled_tokenizer, tmp_path / "tokenizer"))
+    file, change = HUGE_IDS[name]
+    _edit(folder / file, change)
+    with pytest.raises(UsageError, match=f"{file} has the id .*expected ids below 10000000"):
+        TextEncoder.from_path(str(folder))
+
+
+def test_a_long_number_that_is_no_id_is_no_reason_to_refuse(
+    bundled_tokenizer: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundled_tokenizer, tmp_path / "tokenizer"))
+    _edit(folder / "tokenizer_config.json", lambda v: v.update(model_max_length=10**30))
+    refuse_huge_ids("tokenizer", folder)

@@ -9,7 +9,9 @@ from typing import Any
 from pipeline.config import PrepareConfig
 from pipeline.errors import excerpt_of
 from pipeline.rows import RowBuilder
-from pipeline.template.report import Trait, probe_template
+from pipeline.template.bounded import BOUNDED_RUNS
+from pipeline.template.limits import OverLimit
+from pipeline.template.report import Trait, probe_template, report_refusal
 from pipeline.template.turn_facts import TurnFacts
 from pipeline.tokenizer_files import read_position_limit
 
@@ -41,13 +43,17 @@ def check_tokenizer_and_template(config: PrepareConfig) -> TokenizerCheck:
 
 def describe_builder(builder: RowBuilder, config: PrepareConfig) -> TokenizerCheck:
     """Return what the tokenizer and template do that ``builder`` has loaded for ``config``."""
-    report = probe_template(
-        builder.dialect,
-        builder.templates,
-        config.chat_template_kwargs,
-        frozenset(builder.encoder.added_tokens),
-        builder.stop_tokens,
-    )
+    try:
+        with BOUNDED_RUNS.limited():
+            report = probe_template(
+                builder.dialect,
+                builder.templates,
+                config.chat_template_kwargs,
+                frozenset(builder.encoder.added_tokens),
+                builder.stop_tokens,
+            )
+    except OverLimit as error:
+        report = report_refusal(str(error))
     server = " ".join(part for part in (builder.dialect.name, builder.dialect.version) if part)
     traits = (
         *_tokenizer_traits(builder, builder.stop_tokens),

@@ -18,7 +18,7 @@ import pyarrow.parquet
 from jinja2 import TemplateError
 
 from pipeline.damage import hash_manifest
-from pipeline.errors import DataRefused, UsageError, excerpt_of
+from pipeline.errors import DataRefused, UnreadableFile, UsageError, excerpt_of
 from pipeline.hub.failures import hub_failures
 from pipeline.hub.public_view import BESIDE
 from pipeline.hub.remote_set import (
@@ -32,6 +32,7 @@ from pipeline.hub.remote_set import (
 from pipeline.job.publish import MANIFEST, Target
 from pipeline.job.set_folder import PlacedFile, keep_filled, seal_folder, write_splits
 from pipeline.job.shard_file import RowFile, row_schema
+from pipeline.row_files import check_row_files
 from pipeline.saved import read_manifest, verify
 from pipeline.seal import hash_file_bytes
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, SPLITS
@@ -219,7 +220,8 @@ def _make_set(
                 f"output: {target.path}: {error.strerror}; nothing was written; make room there, or "
                 "choose another folder"
             ) from error
-        findings, made = [f"{type(error).__name__}: {error}"], manifest
+        fault = error.reason if isinstance(error, UnreadableFile) else str(error)
+        findings, made = [f"{type(error).__name__}: {fault}"], manifest
     if findings:
         raise DataRefused(
             f"pull {repo}: not the set that its manifest says: {excerpt_of(findings[0])}; nothing was "
@@ -232,6 +234,7 @@ def _convert(path: Path, target: Path, columns: str, left_out: Sequence[str]) ->
     """Write a Parquet file as an Arrow file of a set; columns that were left out are empty."""
     names = list(NUMERIC_COLUMNS if columns == "train" else ROW_SCHEMA.names)
     present = [name for name in names if name not in left_out]
+    check_row_files([path])
     with (
         _parquet.ParquetFile(path) as file,
         RowFile(target, row_schema(columns)) as written,

@@ -19,6 +19,7 @@ from pipeline.job.duplicates import reject_replaced
 from pipeline.job.omit import keep_rows
 from pipeline.job.set_folder import PlacedFile, find_row_files
 from pipeline.job.shard_file import read_table
+from pipeline.row_files import check_row_files, list_row_files
 from pipeline.row_table import DIGEST_MODULUS, digest_rows, sum_digests
 from pipeline.saved import check_files, read_manifest
 from pipeline.seal import hash_seal
@@ -63,6 +64,7 @@ def open_earlier_set(folder: Path, seal: Mapping[str, Any]) -> EarlierSet:
             "append to the set that was pushed"
         )
     check_files(folder, manifest)
+    check_row_files([file.path for file in list_row_files(folder)])
     return EarlierSet(
         folder=folder,
         manifest=manifest,

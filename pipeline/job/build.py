@@ -11,27 +11,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.config import PrepareConfig
-from pipeline.errors import StoreFailed, UsageError
+from pipeline.errors import DataRefused, StoreFailed, UsageError
 from pipeline.formats import check_format
 from pipeline.job.append import open_earlier_set
 from pipeline.job.merge import judge_rejects, merge_shards, write_set
 from pipeline.job.progress import ProgressReport
 from pipeline.job.publish import Target, sync_file
 from pipeline.job.row_map import RowMapper
-from pipeline.job.shard import encode_shard, read_lines_of
+from pipeline.job.shard import Progress, encode_shard, read_lines_of
 from pipeline.job.shard_record import ShardRecord, read_finished
 from pipeline.job.workers import OnProgress, run_shards
 from pipeline.rows import RowBuilder
 from pipeline.scale.executors import plan_tasks, run_tasks
-from pipeline.seal import complete_seal
+from pipeline.seal import complete_seal, hash_seal
 from pipeline.source.files import SourceFile
 from pipeline.source.lines import SourceLine
 from pipeline.source.plan import SourcePlan, SourceShard
-from pipeline.template.limits import RENDER_CLOCK
+from pipeline.template.bounded import BOUNDED_RUNS
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,13 @@ logger = logging.getLogger(__name__)
 _BYTES_PER_WORKER: Final = 2 << 20
 # Below this many, `tokenizers` is done before fastokens is built (a second for 150,000 tokens).
 _BYTES_FOR_FASTOKENS: Final = 1 << 20
+# Settings that are sealed, and change no shard.
+_AFTER_SHARDS: Final = frozenset({"on_duplicate"})
 # What is read before the work begins, so that workers begin with what it shows.
 _HEAD_LINES: Final = 200
 _HEAD_CHARACTERS: Final = 2**20
+# Each takes ten seconds.
+MOST_OVER: Final = 100
 
 
 def load_builder(config: PrepareConfig, files: Sequence[SourceFile]) -> RowBuilder:
@@ -60,27 +65,29 @@ def build_set(
     plan: SourcePlan,
     seal: dict[str, Any],
     builder: RowBuilder,
-) -> dict[str, Any]:
-    """Build and publish the set of ``files`` at ``target``; return its manifest.
+) -> tuple[dict[str, Any], int]:
+    """Build and publish the set of ``files`` at ``target``; return its manifest, and how many rows
+    are new in it. Where nothing is to be appended nothing is written.
 
     Raises what `pipeline.job.prepare.prepare` raises; ``target`` is then as it was.
     """
     seal = complete_seal(seal, builder.encoder, builder.templates)
     earlier = open_earlier_set(target.path, seal) if config.append else None
+    if earlier:
+        target.check_origin(earlier.manifest["seal"])
     check_format(config.format)
     mapper = RowMapper(config, builder)
-    folder = target.open_work(f"{seal['key'][:16]}-{plan.key[:8]}")
+    folder = target.open_work(f"{_hash_shard_seal(seal)[:16]}-{plan.key[:8]}")
     try:
-        with RENDER_CLOCK.started():
-            records, reused = _make_shards(config, plan, mapper, folder, seal)
+        records, reused = _make_shards(config, plan, mapper, folder, seal)
         if not sum(record.lines for record in records):
             raise UsageError(
                 f"input: {', '.join(config.input)}: no line to read; expected JSONL examples"
             )
         merged = merge_shards(config, folder, records, earlier)
-        judge_rejects(config, merged, target.rejects)
+        judge_rejects(config, merged, target.rejects_file)
         if earlier and merged.is_empty:
-            return earlier.manifest
+            return earlier.manifest, 0
         facts = {"shards": {"made": len(records), "reused": reused}}
         # No part of the key: the ids do not depend on which library encoded.
         seal = {**seal, "encoder": builder.encoder.encoder_checks}
@@ -96,9 +103,17 @@ def build_set(
             f"{_estimate_bytes(folder, plan)} bytes are needed in {target.path.parent}; "
             "nothing was changed there"
         ) from error
-    target.rejects.unlink(missing_ok=True)
+    target.rejects_file.remove()
     logger.info("published %s: %s rows", target.path, manifest["counts"]["rows"])
-    return manifest
+    return manifest, sum(record.counts.rows for record in merged.records)
+
+
+def _hash_shard_seal(seal: Mapping[str, Any]) -> str:
+    """Return what the shards of a job are known by: its seal without what is decided after them."""
+    settings = {
+        name: value for name, value in seal["settings"].items() if name not in _AFTER_SHARDS
+    }
+    return hash_seal({**seal, "settings": settings})
 
 
 def _is_small(files: Sequence[SourceFile]) -> bool:
@@ -126,7 +141,10 @@ def _make_shards(
     missing = [shard for shard in plan.shards if shard.index not in done]
     settle_mapper(mapper, plan.shards[0])
     synced: list[Future[None]] = []
-    with ProgressReport(plan, done.values()) as report, ThreadPoolExecutor(1) as disk:
+    with (
+        ProgressReport(plan, done.values(), publishes=config.max_reject_rate > 0) as report,
+        ThreadPoolExecutor(1) as disk,
+    ):
         if config.executor == "none":
             made = encode_shards(config, missing, mapper, folder, report.add_batch)
         else:
@@ -158,16 +176,30 @@ def encode_shards(
     Raises what `pipeline.job.workers.run_shards` raises.
     """
 
-    def start_worker() -> None:
+    def start_worker(is_careful: bool) -> None:
         mapper.builder.encoder.use_one_thread()
-        RENDER_CLOCK.start()
+        if not is_careful:
+            BOUNDED_RUNS.use_this_process()
 
     def encode(shard: SourceShard, on_batch: OnProgress) -> ShardRecord:
+        BOUNDED_RUNS.on_over = partial(_count_over, shard, on_batch, count())
         return encode_shard(shard, mapper, config, folder, on_batch)
 
     size = sum(shard.bytes for shard in shards)
     workers = min(config.num_proc, max(1, size // _BYTES_PER_WORKER))
+    # Not kept beside the workers, who would each have its pipe.
+    BOUNDED_RUNS.end()
     yield from run_shards(shards, encode, workers, on_batch, start_worker)
+
+
+def _count_over(shard: SourceShard, on_batch: OnProgress, number: Iterator[int]) -> None:
+    """Show that a worker lives, whose template breaks the limits; stop where it only does that."""
+    if next(number) == MOST_OVER:
+        raise DataRefused(
+            f"chat template: over {MOST_OVER} conversations of {shard.describe()} take more than a "
+            "render may; the job was stopped, mend the template"
+        )
+    on_batch(Progress(shard.index, "", 0, 0, 0, 0))
 
 
 def _read_head(shard: SourceShard) -> list[tuple[str, SourceLine]]:

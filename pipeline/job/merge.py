@@ -16,6 +16,7 @@ from pipeline.job.counts import ShapeCounts, describe_counts
 from pipeline.job.duplicates import find_contenders, find_duplicates
 from pipeline.job.heap import give_back_free_memory
 from pipeline.job.omit import omit_duplicates
+from pipeline.job.rejects_file import RejectsFile
 from pipeline.job.set_folder import PlacedFile, join_files, keep_filled, seal_folder, write_splits
 from pipeline.job.shard import format_example, format_rejects, split_names
 from pipeline.job.shard_record import ShardRecord
@@ -86,17 +87,17 @@ def merge_shards(
     )
 
 
-def judge_rejects(config: PrepareConfig, merged: MergedShards, rejects: Path) -> None:
+def judge_rejects(config: PrepareConfig, merged: MergedShards, rejects: RejectsFile) -> None:
     """Refuse the data where more was rejected than the settings allow.
 
     ``faults`` are the rejects without the repeats and the duplicates that the settings allow. Like
     them, ``points`` counts each decision point of a line, so that a share is one of its own kind.
-    Raises `DataRefused`; the rejects are then in the file ``rejects``.
+    Raises `DataRefused`; the rejects are then in the file that the message names.
     """
     if merged.faults <= config.max_reject_rate * merged.points:
         return
-    join_files(merged.reject_files, rejects)
-    with rejects.open(encoding="utf-8", newline="\n") as lines:
+    written = rejects.write(merged.reject_files)
+    with written.open(encoding="utf-8", newline="\n") as lines:
         first: dict[str, Any] = json.loads(next(lines))
     found = ", ".join(f"{code} {number}" for code, number in merged.codes.most_common())
     lines_read = sum(record.lines for record in merged.records)
@@ -108,7 +109,7 @@ def judge_rejects(config: PrepareConfig, merged: MergedShards, rejects: Path) ->
     raise DataRefused(
         f"{merged.codes.total()} of {of} were rejected ({found}); nothing was published. "
         f"First: {first['file']}:{first['line']} (id {first['id']!r}): {first['code']}: "
-        f"{first['reason']}. All are in {rejects}; mend them, or allow a share with max_reject_rate"
+        f"{first['reason']}. All are in {written}; mend them, or allow a share with max_reject_rate"
     )
 
 

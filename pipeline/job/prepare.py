@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pipeline.config import PrepareConfig, config_from_mapping
-from pipeline.errors import StoreFailed, UsageError, WorkerFailed
+from pipeline.errors import DataRefused, StoreFailed, UsageError, WorkerFailed
 from pipeline.job.publish import Target
 from pipeline.seal import make_seal
 from pipeline.source.data_sets import expand_data_sets
@@ -29,11 +29,22 @@ _ON_THE_CARD: Final = ("license", "language", "pretty_name")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a job left: its folder or address, its manifest, and whether it was there already."""
+    """What a job left: its folder or address, its manifest, and what was done there.
+
+    ``rows_before`` were in the set that was replaced or added to (None: there was no set);
+    ``rows_added`` are new in it.
+    """
 
     output: Path | str
     manifest: dict[str, Any]
-    was_ready: bool
+    done: Literal["made", "replaced", "added", "unchanged"]
+    rows_before: int | None = None
+    rows_added: int = 0
+
+    @property
+    def was_ready(self) -> bool:
+        """True where the set was there already."""
+        return self.done == "unchanged"
 
     @property
     def digest(self) -> str:
@@ -45,14 +56,34 @@ class Prepared:
         """Lines, rows, rejects and tokens of the job."""
         return self.manifest["counts"]
 
+    def describe(self) -> str:
+        """Return in words what was done."""
+        rows: int = self.counts["rows"]
+        match self.done:
+            case "unchanged":
+                return "unchanged"
+            case "made":
+                return f"made {_say_rows(rows)}"
+            case "replaced":
+                found = "what was no set of ours"
+                if self.rows_before is not None:
+                    found = _say_rows(self.rows_before)
+                return f"replaced {found} by {rows}"
+            case "added":
+                before = self.rows_before or 0
+                gone = before + self.rows_added - rows
+                lost = f", in place of {gone} of them" if gone else ""
+                return f"added {self.rows_added} to {_say_rows(before)}{lost}"
+
 
 def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
     """Turn JSONL examples into a sealed Arrow data set at ``config.output``.
 
     Settings may be given as keywords instead. A target that already holds the set of this seal is
-    left as it is. Raises `UsageError` for wrong settings or paths, `UnreadableFile` for a file that
-    cannot be read to its end, and `DataRefused` where more than ``max_reject_rate`` of the lines
-    were rejected (they are then in ``OUTPUT.rejects.jsonl``, and nothing is published).
+    left as it is; one that another job made is replaced only under ``overwrite``. Raises `UsageError`
+    for wrong settings or paths, `UnreadableFile` for a file that cannot be read to its end, and
+    `DataRefused` where more than ``max_reject_rate`` of the lines were rejected (they are then in
+    ``OUTPUT.rejects.jsonl``, and nothing is published).
 
     Example::
 
@@ -82,21 +113,40 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
             plan = plan_shards(files)
             seal = make_seal(config, plan.sha256)
             if (ready := _find_ready(config, target, seal)) is not None:
+                target.finish()
                 target.clear()
                 return ready
+            if not config.append:
+                target.check_origin(seal)
+            before, stands = target.count_rows(), target.is_taken
             builder = loading.result() if loading else _load_builder(config, files)
         from pipeline.job.build import build_set
 
         try:
-            manifest = build_set(config, target, files, plan, seal, builder)
-        except (WorkerFailed, StoreFailed, KeyboardInterrupt):
+            manifest, added = build_set(config, target, files, plan, seal, builder)
+            target.clear()
+        except KeyboardInterrupt:
+            published = target.read_whole_set() if target.is_published else None
+            if published is None:
+                target.clear_staging()
+                raise
+            # It came while the rest was put away: the job is done.
+            manifest, added = published, published["counts"]["rows"] - (before or 0)
+            target.clear()
+        except (DataRefused, WorkerFailed, StoreFailed):
             target.clear_staging()
             raise
         except BaseException:
             target.clear()
             raise
-        target.clear()
-    return Prepared(target.location, manifest, was_ready=False)
+    done = "replaced" if stands else "made"
+    if config.append:
+        done = "added" if target.is_published else "unchanged"
+    return Prepared(target.location, manifest, done, rows_before=before, rows_added=added)
+
+
+def _say_rows(number: int) -> str:
+    return f"{number} row" if number == 1 else f"{number} rows"
 
 
 def _load_builder(config: PrepareConfig, files: Sequence[SourceFile]) -> RowBuilder:
@@ -132,4 +182,4 @@ def _find_ready(config: PrepareConfig, target: Target, seal: dict[str, Any]) -> 
         is_accepted = counts["faults"] <= config.max_reject_rate * counts["points"]
     except (KeyError, TypeError):
         return None
-    return Prepared(target.location, manifest, was_ready=True) if is_accepted else None
+    return Prepared(target.location, manifest, "unchanged") if is_accepted else None

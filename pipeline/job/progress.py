@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from tqdm import tqdm
 
+from pipeline.errors import escape_controls
 from pipeline.job.shard import Progress
 from pipeline.job.shard_record import ShardRecord
 from pipeline.source.plan import SourcePlan
@@ -23,7 +24,13 @@ class ProgressReport:
     Shards that an earlier run had finished count as read and not as made.
     """
 
-    def __init__(self, plan: SourcePlan, finished: Iterable[ShardRecord]) -> None:
+    def __init__(
+        self, plan: SourcePlan, finished: Iterable[ShardRecord], *, publishes: bool = True
+    ) -> None:
+        """``publishes``: whether a job with rejects may publish, as far as is known before its end."""
+        finished = list(finished)
+        self._must_warn = not publishes
+        self._earlier = finished
         self._sizes = {shard.index: shard.bytes for shard in plan.shards}
         self._total = plan.bytes
         self._before = sum(self._sizes[record.index] for record in finished)
@@ -42,6 +49,8 @@ class ProgressReport:
                 unit_divisor=1024,
                 leave=False,
             )
+        for record in self._earlier:
+            self._warn_of(record)
         return self
 
     def __exit__(
@@ -58,6 +67,8 @@ class ProgressReport:
         self._rows += progress.rows
         self._tokens += progress.tokens
         self._rejects += progress.rejects
+        if progress.rejects:
+            self._warn(progress.first_reject)
         if self._bar is not None:
             self._bar.set_postfix_str(self._figures(), refresh=False)
         elif time.monotonic() - self._said >= LINE_SECONDS:
@@ -67,8 +78,28 @@ class ProgressReport:
     def end_shard(self, record: ShardRecord) -> None:
         """Count a shard as read."""
         self._read += self._sizes[record.index]
+        self._warn_of(record)
         if self._bar is not None:
             self._bar.update(self._sizes[record.index])
+
+    def _warn_of(self, record: ShardRecord) -> None:
+        if record.codes:
+            found = ", ".join(f"{code} {number}" for code, number in record.codes.items())
+            self._warn(f"shard {record.index} has rejects ({found})")
+
+    def _warn(self, found: str) -> None:
+        """Say, at the first reject, that the job will not publish."""
+        if not self._must_warn:
+            return
+        self._must_warn = False
+        line = (
+            f"context-frozen: {escape_controls(found)}; this run will publish nothing (max_reject_rate "
+            "is 0): it goes on to find all rejects, and keeps its shards for a run that allows them"
+        )
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def describe(self) -> str:
         """Return the line: share of the input, rows, tokens a second, rejects, seconds left."""

@@ -1,79 +1,100 @@
 """Never half a data set: write beside the target, then exchange the folders in one step.
 
 A killed job leaves the old set whole. What an earlier job left beside the target (its staging
-folder, or an old set that was being replaced) is put right at the next start.
+folder, or an old set that was being replaced) is put right at the next start. All of it lies in one
+folder that carries the mark of the job (`pipeline.job.marks`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import json
 import os
+import re
 import shutil
-import signal
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, excerpt_of
+from pipeline.job.lock import free_lock, take_lock
+from pipeline.job.marks import MARK, find_free_name, make_marked_folder, mark_of, write_mark
+from pipeline.job.output_path import check_path, find_output
+from pipeline.job.rejects_file import NOTE, RejectsFile
+from pipeline.seal import find_seal_difference
 
 MANIFEST = "manifest.json"
 """The file whose presence makes a folder a sealed set; it is written last."""
 
-SET_FILES = frozenset(
-    {
-        "dataset_dict.json",
-        "rejects.jsonl",
-        "examples.sha256",
-        "README.md",
-        "lengths.png",
-        "report.html",
-    }
-)
-"""Files beside the splits of a set, its manifest apart."""
-
-# Numbers of Linux: fcntl.h, fs.h, prctl.h.
-_AT_FDCWD, _RENAME_EXCHANGE, _PR_SET_PDEATHSIG = -100, 2, 1
+# Numbers of Linux: fcntl.h, fs.h.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # Disks do the work of many files together: a fifth of the time, measured with 2,000 files on ext4.
 _DISK_THREADS = 16
 
-_held_locks: dict[int, int] = {}
-"""Descriptors of the locks that this process holds, with its id."""
+# What `datasets` writes beside rows that were loaded: the cache of a map, which it can make again.
+_MAP_CACHE: Final = re.compile(r"[^/]+/cache-[0-9a-f]{16}(_\d{5}_of_\d{5})?\.arrow")
 
 
 class Target:
-    """The output folder and its neighbours: staging, work and lock, all on the same file system."""
+    """The output folder and its neighbours: work folder and lock, all on the same file system.
 
-    def __init__(self, output: str) -> None:
+    ``work`` has the mark of the job, and holds the shards, ``streams`` (copies of what can be read
+    only once), ``staging`` (the set that is written), and for a moment the old set.
+    """
+
+    def __init__(self, output: str, *, follow_link: bool = True) -> None:
+        """Name what lies beside ``output``. Raises `UsageError` for what is no path of a folder."""
         # Where the output is a link, the folder that it points to is replaced and the link stays.
-        self.path = Path(output).expanduser().resolve()
+        self.path = find_output(output, follow_link=follow_link)
         parent, name = self.path.parent, self.path.name
-        self.staging = parent / f".{name}.staging"
         self.work = parent / f".{name}.work"
+        self.staging = self.work / "staging"
         self.streams = self.work / "streams"
         self.rejects = parent / f"{name}.rejects.jsonl"
-        self._old = parent / f".{name}.old"
+        self._old = self.work / "old"
         self._lock = parent / f".{name}.lock"
+        self._may_replace_all = True
+        self._origin: Mapping[str, Any] | None = None
+        self._staged: os.stat_result | None = None
+
+    @property
+    def rejects_file(self) -> RejectsFile:
+        """The rejects of the last refused job for this target."""
+        return RejectsFile(self.rejects, self.work)
 
     @property
     def holds_set(self) -> bool:
         """True where a sealed set stands at the output; others have a file of that name too."""
-        try:
-            manifest: object = json.loads((self.path / MANIFEST).read_bytes())
-        except (OSError, ValueError):
-            return False
-        return isinstance(manifest, dict) and "digest" in manifest and "seal" in manifest
+        return self._read_manifest() is not None
 
     @property
     def location(self) -> Path | str:
         """Where the set will be: its folder, or its address on a store."""
         return self.path
+
+    @property
+    def is_published(self) -> bool:
+        """True once the new set stands at the output."""
+        if self._staged is None:
+            return False
+        try:
+            return os.path.samestat(self.path.stat(), self._staged)
+        except OSError:
+            return False
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        try:
+            manifest: object = json.loads((self.path / MANIFEST).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        if isinstance(manifest, dict) and "digest" in manifest and "seal" in manifest:
+            return manifest
+        return None
 
     def read_whole_set(self) -> dict[str, Any] | None:
         """Return the manifest of the set at the output, if none of its files is missing or cut."""
@@ -87,11 +108,30 @@ class Target:
             return None
         return manifest if is_whole else None
 
+    def finish(self) -> None:
+        """Finish what a job that was killed after it had published left undone."""
+
+    @property
+    def is_taken(self) -> bool:
+        """True where something stands at the output that a new set replaces."""
+        return self.path.is_dir() and any(self.path.iterdir())
+
+    def count_rows(self) -> int | None:
+        """Return how many rows the set at the output says it has; None where there is no set."""
+        manifest = self._read_manifest() or {}
+        try:
+            rows: object = manifest["counts"]["rows"]
+        except (KeyError, TypeError):
+            return None
+        return rows if isinstance(rows, int) else None
+
     def check(self, *, overwrite: bool, inputs: Sequence[str] = ()) -> None:
         """Refuse a target that must not be replaced, or that lies in a folder of ``inputs``.
 
         Raises `UsageError`.
         """
+        self._may_replace_all = overwrite
+        check_path(self.path)
         for item in inputs:
             folder = Path(item).expanduser().absolute()
             if folder.is_dir() and self.path.resolve().is_relative_to(folder.resolve()):
@@ -106,11 +146,65 @@ class Target:
                 f"output: {self.path} is a mount point, which no folder can take the place of; "
                 "choose a folder inside it"
             )
-        is_foreign = self.path.is_dir() and any(self.path.iterdir()) and not self.holds_set
-        if is_foreign and not overwrite:
+        self._check_work()
+        if self.is_taken and not self.holds_set and not overwrite:
             raise UsageError(
                 f"output: {self.path} holds something that is not a set of ours; "
                 "choose another folder, or --overwrite to replace it"
+            )
+
+    def check_origin(self, seal: Mapping[str, Any]) -> None:
+        """Refuse to replace a set that was not made by the job of ``seal``, or in which others wrote.
+
+        Raises `UsageError` with the key of the seal that differs, or the file, unless the check
+        allowed to overwrite.
+        """
+        self._origin = seal
+        manifest = None if self._may_replace_all else self._read_manifest()
+        if manifest is None:
+            return
+        remedy = "choose another output, --append to add to it, or --overwrite to replace it"
+        left_out: object = manifest.get("left_out")
+        if isinstance(left_out, dict) and any(left_out.values()):
+            raise UsageError(
+                f"output: {self.location} holds a set that was pulled without its provenance, which "
+                "this job did not make; choose another output, or --overwrite to replace it"
+            )
+        if (difference := find_seal_difference(manifest["seal"], seal)) is not None:
+            key, made, found = difference
+            raise UsageError(
+                f"output: {self.location} holds a set that this job did not make: {key} is "
+                f"{excerpt_of(made)} there, and {excerpt_of(found)} here; {remedy}"
+            )
+        if (stranger := next(self._find_strangers(manifest), None)) is not None:
+            raise UsageError(
+                f"output: {self.location} holds {excerpt_of(stranger)}, which is not a file of its "
+                "set; move it away, or --overwrite to lose it"
+            )
+
+    def _find_strangers(self, manifest: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the files at the output that its manifest does not name."""
+        files: object = manifest.get("files")
+        known = {MANIFEST, *(files if isinstance(files, dict) else ())}
+        for root, folders, names in os.walk(self.path):
+            links = [name for name in folders if Path(root, name).is_symlink()]
+            for name in sorted([*names, *links]):
+                path = Path(root, name).relative_to(self.path).as_posix()
+                if path not in known and not _MAP_CACHE.fullmatch(path):
+                    yield path
+
+    @property
+    def _is_work_ours(self) -> bool:
+        mark = mark_of(self.work)
+        return mark is not None and Path(mark.target).name == self.path.name
+
+    def _check_work(self) -> None:
+        """Refuse a work folder that no job of ours made. Raises `UsageError`."""
+        if os.path.lexists(self.work) and not self._is_work_ours:
+            raise UsageError(
+                f"output: {self.work} is there, where a job keeps its work, and was not made by "
+                f"context-frozen for this output (no {MARK} in it says so); move it away, or choose "
+                "another output"
             )
 
     def check_sources(self, paths: Iterable[Path]) -> None:
@@ -130,37 +224,29 @@ class Target:
         What was not published is removed at the end; finished shards stay for the next run. Raises
         `UsageError` where another job holds it, or the folder beside it cannot be written.
         """
-        descriptor = self._take_lock()
-        _held_locks[descriptor] = os.getpid()
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(self._lock, self.path)
+        except OSError as error:
+            raise self._not_writable(error) from error
+        try:
+            self._check_work()
             self.clear_staging()
+            self._open_work_folder()
             yield
         finally:
             self.clear_staging()
-            # Unlinked while still held: who opened it meanwhile finds another inode and tries again.
-            self._lock.unlink(missing_ok=True)
-            _held_locks.pop(descriptor, None)
-            os.close(descriptor)
+            free_lock(self._lock, lock)
 
-    def _take_lock(self) -> int:
-        while True:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise self._not_writable(error) from error
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(descriptor).st_ino == self._lock.stat().st_ino:
-                    return descriptor
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                os.close(descriptor)
-                raise UsageError(
-                    f"output: another job is writing {self.path}; wait for it, or choose another output"
-                ) from error
-            os.close(descriptor)
+    def _open_work_folder(self) -> None:
+        """Make the work folder, or put this process's mark on that of an earlier job."""
+        try:
+            if os.path.lexists(self.work):
+                write_mark(self.work, self.path)
+            else:
+                make_marked_folder(self.work, self.path)
+        except OSError as error:
+            raise self._not_writable(error) from error
 
     def _not_writable(self, error: OSError) -> UsageError:
         return UsageError(
@@ -174,11 +260,13 @@ class Target:
         where no folder can be made.
         """
         folder = self.work / name
-        for path in self.work.iterdir() if self.work.exists() else ():
-            if path not in (folder, self.streams):
-                shutil.rmtree(path, ignore_errors=True)
+        if not os.path.lexists(self.work):
+            self._open_work_folder()
+        for path in self.work.iterdir():
+            if path.name not in (name, self.streams.name, MARK, NOTE):
+                _remove(path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
         except OSError as error:
             raise self._not_writable(error) from error
         for path in folder.glob(".*"):
@@ -187,8 +275,15 @@ class Target:
         return folder
 
     def publish(self) -> None:
-        """Put the staging folder in the target's place; the old set, if any, is removed after."""
+        """Put the staging folder in the target's place; the old set, if any, is removed after.
+
+        Raises `UsageError` where something came to stand there that may not be replaced.
+        """
         sync_tree(self.staging)
+        if self._origin is not None:
+            self.check(overwrite=self._may_replace_all)
+            self.check_origin(self._origin)
+        self._staged = self.staging.stat()
         if not self.path.exists():
             self.staging.rename(self.path)
         elif not _exchange(self.staging, self.path):
@@ -199,43 +294,54 @@ class Target:
         self.clear()
 
     def clear(self) -> None:
-        """Remove what the job keeps beside the target."""
+        """Remove what the job keeps beside the target, but for the note of rejects that are there."""
         self.clear_staging()
-        remove_tree(self.work)
+        if not self._is_work_ours:
+            return
+        keeps = {MARK, NOTE} if self.rejects_file.find() is not None else {MARK}
+        for path in self.work.iterdir():
+            if path.name not in keeps:
+                _remove(path)
+        self._remove_empty_work()
 
     def clear_staging(self) -> None:
         """Remove the set that was not published; finished shards stay for the next run.
 
         An old set that was moved away for it comes back.
         """
+        if not self._is_work_ours:
+            return
         if self._old.exists() and not self.path.exists():
             self._old.rename(self.path)
         for folder in (self.staging, self._old, self.streams):
-            shutil.rmtree(folder, ignore_errors=True)
-        # Held nothing but streams.
+            _remove(folder)
+        self._remove_empty_work()
+
+    def _remove_empty_work(self) -> None:
+        if [path.name for path in self.work.iterdir()] == [MARK]:
+            remove_marked_folder(self.work)
+
+
+def remove_marked_folder(folder: Path) -> None:
+    """Remove a folder that has our mark, the mark last, so that what a kill leaves is known as ours."""
+    for path in folder.iterdir():
+        if path.name != MARK:
+            _remove(path)
+    with suppress(OSError):
+        # In one step, or a kill between the two would leave a folder that nobody knows.
+        gone = find_free_name(folder)
+        folder.rename(gone)
+        (gone / MARK).unlink()
+        gone.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a file or link; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
         with suppress(OSError):
-            self.work.rmdir()
-
-
-def _end_with_the_job() -> None:
-    """Leave the lock to the parent, in a child that it forks, and end when the parent does.
-
-    The workers of a killed job would wait for ever, and hold its target as long.
-    """
-    if not _held_locks:
-        return
-    (parent, *_) = _held_locks.values()
-    for descriptor in _held_locks:
-        os.close(descriptor)
-    _held_locks.clear()
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Of a parent that ended before that line no signal comes.
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-os.register_at_fork(after_in_child=_end_with_the_job)
+            path.unlink(missing_ok=True)
 
 
 def sync_tree(folder: Path) -> None:
@@ -251,6 +357,8 @@ def sync_tree(folder: Path) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all that is below it, many files at once; what cannot be removed stays."""
+    if folder.is_symlink():
+        return
     files = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
     with ThreadPoolExecutor(_DISK_THREADS) as disk:
         disk.map(os.unlink, files)

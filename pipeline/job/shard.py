@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import PrepareConfig
+from pipeline.errors import excerpt_of
 from pipeline.job.counts import COUNTED, RowCounts, ShapeCounts
 from pipeline.job.duplicates import key_ids
 from pipeline.job.heap import give_back_free_memory
@@ -63,6 +64,8 @@ class Progress:
     rows: int
     tokens: int
     rejects: int
+    first_reject: str = ""
+    """Place, code and reason of the first of the rejects."""
 
 
 def encode_shard(
@@ -120,6 +123,7 @@ def encode_shard(
                     mapped.table.num_rows,
                     tokens,
                     len(mapped.rejects),
+                    _say_first(mapped.rejects),
                 )
             )
     named = {
@@ -225,6 +229,13 @@ def _batch_lines(
         characters += size
     if held:
         yield held
+
+
+def _say_first(rejects: Sequence[Reject]) -> str:
+    if not rejects:
+        return ""
+    first = rejects[0]
+    return f"{first.file}:{first.line}: {first.code}: {excerpt_of(first.reason)}"
 
 
 def _split_rows(mapped: MappedLines) -> Iterator[tuple[str, pa.Table]]:

@@ -2,34 +2,41 @@
 
 Workers are forked, so they begin with the tokenizer, the compiled template and all that was learnt
 of it. A worker that dies or falls silent ends the job with the place that it was at; pools of the
-standard library say only that some process died, and some wait for ever.
+standard library say only that some process died, and some wait for ever. A worker that the limits of
+a render ended is no failure: another, careful one does its shard again from the beginning.
 """
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import pickle
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Final
 
 from pipeline.errors import WorkerFailed
 from pipeline.job.heap import give_back_free_memory
+from pipeline.job.lock import end_with_parent
 from pipeline.job.shard import Progress
 from pipeline.job.shard_record import ShardRecord
 from pipeline.source.plan import SourceShard
+from pipeline.template.bounded import DEATHS
 
 SILENCE_SECONDS: Final = 600.0
 """How long a worker may work on one batch. The slowest batches seen took some seconds."""
 
 OnProgress = Callable[[Progress], None]
+StartWorker = Callable[[bool], None]
+"""Called in a new worker; True where it is to be careful: it runs no template in its own process."""
 EncodeShard = Callable[[SourceShard, OnProgress], ShardRecord]
 
 
@@ -38,20 +45,18 @@ def run_shards(
     encode: EncodeShard,
     workers: int,
     on_progress: OnProgress,
-    start_worker: Callable[[], None] = lambda: None,
+    start_worker: StartWorker = lambda is_careful: None,
 ) -> Iterator[ShardRecord]:
     """Yield the record of each shard as it is done, in any order.
 
-    One worker is this process. More are forked, each calls ``start_worker`` first, and an error of
-    one is raised here. Raises `WorkerFailed` for a worker that died or that was silent for
-    `SILENCE_SECONDS`; no worker is left behind, however this ends.
+    Workers are forked, one too: what a template does must not end this process. Each calls
+    ``start_worker`` first, and an error of one is raised here. Raises `WorkerFailed` for a worker
+    that died or that was silent for `SILENCE_SECONDS`; no worker is left behind, however this ends.
     """
-    if workers <= 1 or len(shards) <= 1:
-        with _rare_collections():
-            for shard in shards:
-                yield encode(shard, on_progress)
+    if not shards:
         return
-    with _rare_collections(), _started(min(workers, len(shards)), encode, start_worker) as running:
+    number = max(1, min(workers, len(shards)))
+    with _rare_collections(), _started(number, encode, start_worker) as running:
         waiting = deque(shards)
         for worker in running:
             worker.take(waiting.popleft())
@@ -66,6 +71,12 @@ def run_shards(
                         raise message
                     worker.take(waiting.popleft() if waiting else None)
                     yield message
+                if worker.broke_limits:
+                    on_progress(worker.undone())
+                    careful = _fork_worker(running, encode, start_worker, is_careful=True)
+                    careful.take(worker.shard)
+                    running[running.index(worker)] = careful
+                    worker.end()
 
 
 Message = Progress | ShardRecord | Exception
@@ -77,13 +88,16 @@ class _Worker:
 
     process: ForkProcess
     pipe: Connection
+    is_careful: bool = False
     shard: SourceShard | None = None
     place: str = ""
     heard: float = 0.0
+    broke_limits: bool = False
+    said: list[Progress] = field(default_factory=list[Progress])
 
     def take(self, shard: SourceShard | None) -> None:
         """Give the worker its next shard; None lets it end."""
-        self.shard, self.place = shard, ""
+        self.shard, self.place, self.said = shard, "", []
         self.heard = time.monotonic()
         try:
             self.pipe.send(shard)
@@ -92,22 +106,45 @@ class _Worker:
                 raise self._failed(self._ending()) from error
 
     def read_messages(self) -> Iterator[Message]:
-        """Yield what the worker has said. Raises `WorkerFailed` where it is dead or silent."""
+        """Yield what the worker has said.
+
+        Raises `WorkerFailed` where it is dead, but for the limits of a render, or silent.
+        """
         is_ended = not self.process.is_alive()
         try:
             while self.pipe.poll():
                 message: Message = self.pipe.recv()
                 self.heard = time.monotonic()
                 if isinstance(message, Progress):
-                    self.place = message.place
+                    self.place = message.place or self.place
+                    self.said.append(message)
                 yield message
         except (EOFError, OSError):
             # An OSError where it died in the middle of a message, or with one that it had not read.
             is_ended = True
         if self.shard and is_ended:
-            raise self._failed(self._ending())
+            ending = self._ending()
+            self.broke_limits = not self.is_careful and -(self.process.exitcode or 0) in DEATHS
+            if not self.broke_limits:
+                raise self._failed(ending)
+            return
         if self.shard and time.monotonic() - self.heard > SILENCE_SECONDS:
             raise self._failed(f"has been at one batch for over {SILENCE_SECONDS:.0f} s")
+
+    def undone(self) -> Progress:
+        """Return the progress that takes back what was said of the shard that is not done."""
+        assert self.shard is not None, "only a shard that is not done is done again"
+        sums = [
+            sum(counts) for counts in zip(*((0, 0, 0, 0), *map(_counts_of, self.said)), strict=True)
+        ]
+        lines, rows, tokens, rejects = sums
+        return Progress(self.shard.index, self.place, -lines, -rows, -tokens, -rejects)
+
+    def end(self) -> None:
+        """Kill the process and let go of it."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
     def _ending(self) -> str:
         self.process.join(1)
@@ -126,6 +163,10 @@ class _Worker:
             "Shards that were finished are kept: run again, with a smaller num_proc or batch_size "
             "where memory is short"
         )
+
+
+def _counts_of(progress: Progress) -> tuple[int, int, int, int]:
+    return progress.lines, progress.rows, progress.tokens, progress.rejects
 
 
 def _wait_for_message(workers: Sequence[_Worker]) -> None:
@@ -153,23 +194,15 @@ def _rare_collections() -> Generator[None]:
 
 @contextmanager
 def _started(
-    number: int, encode: EncodeShard, start_worker: Callable[[], None]
+    number: int, encode: EncodeShard, start_worker: StartWorker
 ) -> Generator[list[_Worker]]:
     """Fork the workers; at the end let those that are done go, and end the others."""
-    context = multiprocessing.get_context("fork")
     # What the parent has freed would be part of every worker.
     give_back_free_memory()
     running: list[_Worker] = []
     try:
         for _ in range(number):
-            ours, theirs = context.Pipe()
-            others = [*(worker.pipe for worker in running), ours]
-            process = context.Process(
-                target=_work, args=(theirs, others, encode, start_worker), daemon=True
-            )
-            process.start()
-            theirs.close()
-            running.append(_Worker(process, ours))
+            running.append(_fork_worker(running, encode, start_worker, is_careful=False))
         yield running
         for worker in running:
             worker.process.join(5)
@@ -177,23 +210,41 @@ def _started(
         for worker in running:
             worker.process.kill()
         for worker in running:
-            worker.process.join()
-            worker.pipe.close()
+            worker.end()
+
+
+def _fork_worker(
+    running: Sequence[_Worker], encode: EncodeShard, start_worker: StartWorker, *, is_careful: bool
+) -> _Worker:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    others = [*(worker.pipe for worker in running), ours]
+    process = context.Process(
+        target=_work,
+        args=(os.getpid(), theirs, others, encode, partial(start_worker, is_careful)),
+        daemon=True,
+    )
+    process.start()
+    theirs.close()
+    return _Worker(process, ours, is_careful)
 
 
 def _work(
+    parent: int,
     pipe: Connection,
     others: Sequence[Connection],
     encode: EncodeShard,
     start_worker: Callable[[], None],
 ) -> None:
     """Encode the shards that come through ``pipe`` until none comes."""
+    end_with_parent(parent)
     for other in others:
         # A copy of another worker's pipe would keep it open after its end.
         other.close()
     # The parent hears Ctrl-C and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     start_worker()
     while shard := pipe.recv():
         try:

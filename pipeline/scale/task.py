@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from pipeline.errors import ContextFrozenError, SealMismatch, UsageError, excerpt_of
+from pipeline.job.marks import marked_as_running
 from pipeline.job.publish import sync_file
 from pipeline.job.shard_record import ShardRecord, read_finished
 from pipeline.scale.failure import Failure
 from pipeline.scale.plan_file import JobPlan
-from pipeline.seal import check_tokenizer, hash_seal, make_seal
+from pipeline.seal import check_tokenizer, find_differences, hash_seal, make_seal
 from pipeline.source.plan import SourceShard
 
 WATCH_INPUT: Final = "--end-with-input"
@@ -39,7 +40,9 @@ def run_task(plan_path: Path, task: int) -> int:
     failure = Failure.path(plan_path.parent, task)
     failure.unlink(missing_ok=True)
     try:
-        return _make_shards(JobPlan.read(plan_path), plan_path.parent, task)
+        plan = JobPlan.read(plan_path)
+        with marked_as_running(plan_path.parent, plan_path):
+            return _make_shards(plan, plan_path.parent, task)
     except ContextFrozenError as error:
         Failure.of(error, platform.node()).write(failure)
         raise
@@ -54,7 +57,7 @@ def check_seal(plan: JobPlan) -> None:
     if hash_seal(found) == hash_seal(plan.seal) == plan.seal["key"]:
         return
     key, planned, here = next(
-        _find_differences("seal", plan.seal, found), ("seal.key", plan.seal["key"], found["key"])
+        find_differences("seal", plan.seal, found), ("seal.key", plan.seal["key"], found["key"])
     )
     raise _other_machine(key, planned, here)
 
@@ -97,7 +100,6 @@ def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iter
     # Takes transformers, which a task that has nothing to do, or must not, is spared.
     from pipeline.job.build import encode_shards, load_builder, settle_mapper
     from pipeline.job.row_map import RowMapper
-    from pipeline.template.limits import RENDER_CLOCK
 
     config = replace(plan.config, num_proc=plan.config.cpus_per_task)
     builder = load_builder(config, list(plan.source.sizes))
@@ -107,22 +109,8 @@ def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iter
         raise _other_machine(error.key, error.expected, error.found) from error
     mapper = RowMapper(config, builder)
     settle_mapper(mapper, missing[0])
-    with RENDER_CLOCK.started():
-        yield from encode_shards(config, missing, mapper, folder)
-
-
-def _find_differences(
-    key: str, planned: object, here: object
-) -> Iterator[tuple[str, object, object]]:
-    """Yield what differs between two seals, by key; what only a loaded tokenizer tells is left out."""
-    if not isinstance(planned, dict) or not isinstance(here, dict):
-        if planned != here:
-            yield key, planned, here
-        return
-    left, right = cast("dict[str, Any]", planned), cast("dict[str, Any]", here)
-    for name in right if key in ("seal", "seal.tokenizer") else {**left, **right}:
-        if name != "key":
-            yield from _find_differences(f"{key}.{name}", left.get(name), right.get(name))
+    # Whoever waits for a task hears nothing of its batches: its workers are watched here.
+    yield from encode_shards(config, missing, mapper, folder)
 
 
 def _other_machine(key: str, planned: object, here: object) -> UsageError:

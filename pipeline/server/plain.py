@@ -9,11 +9,12 @@ from typing import Any
 
 from transformers.utils import chat_template_utils
 
-from pipeline.errors import Rejected
 from pipeline.server import SERVER_VERSIONS, ChatRequest, Rendering
 from pipeline.server.clock import FixedClock, replace_clock
 from pipeline.server.options import read_moment, read_options
-from pipeline.template.chat_template import RENDER_ERRORS, ChatTemplates
+from pipeline.template.bounded import BOUNDED_RUNS
+from pipeline.template.chat_template import ChatTemplates
+from pipeline.template.limits import join_text
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,21 @@ class PlainDialect:
         self, request: ChatRequest, templates: ChatTemplates, *, add_generation_prompt: bool
     ) -> Rendering:
         template = templates.for_request(has_tools=bool(request.tools))
-        variables: dict[str, Any] = {**template.special_tokens, **request.chat_template_kwargs}
-        try:
-            with replace_clock(template.source, FixedClock(self.fixed_date)):
-                rendered: Any = chat_template_utils.render_jinja_template(
-                    conversations=[list(request.messages)],
-                    tools=list(request.tools) if request.tools else None,
-                    chat_template=template.source,
-                    add_generation_prompt=add_generation_prompt,
-                    **variables,
-                )
-        except RENDER_ERRORS as error:
-            words = str(error) or type(error).__name__
-            raise Rejected("template_refused", f"the chat template raised: {words}") from error
-        return Rendering(rendered[0][0])
+        variables: dict[str, Any] = {
+            **template.special_tokens,
+            **request.chat_template_kwargs,
+        }
+        call: dict[str, Any] = {
+            "conversations": [list(request.messages)],
+            "tools": list(request.tools) if request.tools else None,
+            "chat_template": template.source,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        template.find_error()
+        return Rendering(BOUNDED_RUNS.run(_render_plainly, self.fixed_date, call, variables))
+
+
+def _render_plainly(day: datetime | None, call: dict[str, Any], variables: dict[str, Any]) -> str:
+    with replace_clock(call["chat_template"], FixedClock(day)):
+        rendered: Any = chat_template_utils.render_jinja_template(**call, **variables)
+    return join_text(rendered[0], call | variables)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 from jinja2 import meta, nodes
 
+from pipeline.template.bounded import read_source
 from pipeline.template.sandbox import chat_sandbox
 
 ContentForm = Literal["string", "openai"]
@@ -33,9 +33,16 @@ class TemplateFacts:
     names_developer: bool
 
 
-@lru_cache(maxsize=256)
 def read_template_facts(source: str) -> TemplateFacts:
-    """Return the facts of a template that compiles (`ChatTemplate` checks)."""
+    """Return the facts of a template that compiles (`ChatTemplate` checks).
+
+    Raises `OverLimit` where that takes too long: to find the variables jinja2 works out constants.
+    """
+    return read_source(find_template_facts, source)
+
+
+def find_template_facts(source: str) -> TemplateFacts:
+    """Return the facts of a template; see `read_template_facts`."""
     tree = _parse(source)
     return TemplateFacts(
         content_form=_vllm_content_form(tree),
@@ -44,7 +51,6 @@ def read_template_facts(source: str) -> TemplateFacts:
     )
 
 
-@lru_cache(maxsize=256)
 def sglang_content_form(source: str) -> ContentForm:
     """Return the content form as SGLang sees it.
 
@@ -53,6 +59,11 @@ def sglang_content_form(source: str) -> ContentForm:
 
     SGLang 0.5.23, ``srt/parser/jinja_template_utils.py``: ``detect_jinja_template_content_format``.
     """
+    return read_source(find_sglang_content_form, source)
+
+
+def find_sglang_content_form(source: str) -> ContentForm:
+    """Return the content form; see `sglang_content_form`."""
     if any(word in source for word in ("image", "audio", "video", "vision")):
         return "openai"
     owners = {_content_owner(loop.iter) for loop in _parse(source).find_all(nodes.For)}

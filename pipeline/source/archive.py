@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import zstandard
 
 from pipeline.errors import excerpt_of
+from pipeline.source.file_kinds import HEAD_BYTES, kind_of
 
 PIECE_BYTES: Final = 1024
 """Compressed bytes decoded at once. A zstd block of 4 bytes can hold 128 KiB, so one piece expands
@@ -29,22 +30,17 @@ FREE_BYTES: Final = 2**28
 """Beyond this much content a file may not hold more than so many times its own size: that is no log
 but a bomb. Logs that repeat themselves in every line reach about a hundred times."""
 
+FREE_LINES: Final = 2**20
+LINES_PER_BYTE: Final = 10
+"""Beyond so many lines or rows a compressed file or a table may not hold more than so many for each
+of its bytes: they can say nothing. The shortest examples, packed 100 to 1, are 5 lines a byte."""
+
 GZIP_MAGIC: Final = b"\x1f\x8b"
 ZSTD_MAGICS: Final = (
     b"\x28\xb5\x2f\xfd",
     *(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16)),
 )
 """First bytes of a zstd frame and of the 16 kinds of skippable frames (RFC 8878, section 3.1)."""
-
-OTHER_MAGICS: Final = {
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"7z\xbc\xaf": "7z",
-    b"\x04\x22\x4d\x18": "lz4",
-    b"PAR1": "Parquet",
-    b"ARROW1": "Arrow",
-}
 
 
 class BrokenArchive(ValueError):
@@ -81,24 +77,45 @@ def decompressed(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
             )
     if kind == "gzip":
         # Tapes and some uploads pad a gzip file with zero bytes; `gzip -d` ignores them too.
-        return _members(chunks, kind, lambda: zlib.decompressobj(wbits=31), padding=b"\0")
+        content = _members(chunks, kind, lambda: zlib.decompressobj(wbits=31), padding=b"\0")
+        return _refuse_other_kinds(content, f" inside {kind}")
     if kind == "zstd":
         decompressor = zstandard.ZstdDecompressor(max_window_size=LONGEST_WINDOW_BYTES)
-        return _members(chunks, kind, decompressor.decompressobj, padding=b"")
-    if kind:
+        content = _members(chunks, kind, decompressor.decompressobj, padding=b"")
+        return _refuse_other_kinds(content, f" inside {kind}")
+    return _refuse_other_kinds(chunks, "")
+
+
+def most_lines(size: int) -> int:
+    """Return how many lines or rows ``size`` bytes of a compressed file or a table may hold."""
+    return max(FREE_LINES, LINES_PER_BYTE * size)
+
+
+def _refuse_other_kinds(content: Iterator[bytes], where: str) -> Iterator[bytes]:
+    """Yield content that may be text; raise `BrokenArchive` for another kind of file."""
+    head = b""
+    for chunk in content:
+        head += chunk
+        if len(head) >= HEAD_BYTES:
+            break
+    if found := kind_of(head):
+        kind, cure = found
         raise BrokenArchive(
-            f"this is a {kind} file, and only plain, gzip and zstd JSONL is read; convert it first"
+            f"this is a {kind} file{where}, and only plain, gzip and zstd JSONL is read; "
+            f"convert it first: {cure}"
         )
-    return chunks
+    if head:
+        yield head
+    # Let go of the first part before the next ones expand.
+    head = chunk = b""
+    yield from content
 
 
 def compression_of(first: bytes) -> str:
-    """Return the kind of file that begins with these bytes; empty for text."""
+    """Return the compression of a file that begins with these bytes; empty where it has none."""
     if first.startswith(GZIP_MAGIC):
         return "gzip"
-    if first.startswith(ZSTD_MAGICS):
-        return "zstd"
-    return next((kind for magic, kind in OTHER_MAGICS.items() if first.startswith(magic)), "")
+    return "zstd" if first.startswith(ZSTD_MAGICS) else ""
 
 
 def _members(
@@ -106,7 +123,7 @@ def _members(
 ) -> Iterator[bytes]:
     """Yield the content of gzip members or zstd frames that follow each other."""
     member: _Member | None = None
-    packed = unpacked = 0
+    packed = unpacked = lines = 0
     for chunk in chunks:
         packed += len(chunk)
         for start in range(0, len(chunk), PIECE_BYTES):
@@ -127,6 +144,12 @@ def _members(
                     raise BrokenArchive(
                         f"{packed} bytes of {kind} data hold over {unpacked} bytes, more than "
                         f"{EXPANSION_LIMIT} times as many; if that is meant, unpack the file first"
+                    )
+                lines += content.count(b"\n")
+                if lines > most_lines(packed):
+                    raise BrokenArchive(
+                        f"{packed} bytes of {kind} data hold over {lines} lines, more than "
+                        f"{LINES_PER_BYTE} for each byte; if that is meant, unpack the file first"
                     )
                 yield content
                 # Let go before the next piece expands.

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from pipeline.errors import UsageError
 from pipeline.source.archive import compression_of
+from pipeline.source.file_kinds import HEAD_BYTES, kind_of
 from pipeline.source.files import TABLE_SUFFIXES, SourceFile, open_bytes, unreadable
 
 SHARDS: Final = 32
@@ -186,6 +187,7 @@ def _is_packed(file: SourceFile) -> bool:
         return True
     try:
         with open_bytes(file) as stream:
-            return bool(compression_of(stream.read(16)))
+            head = stream.read(HEAD_BYTES)
+            return bool(compression_of(head) or kind_of(head))
     except OSError as error:
         raise unreadable(file, 0, error) from error

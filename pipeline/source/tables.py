@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.apart import EndedApart, run_apart
+from pipeline.arrow_file import read_batches
 from pipeline.errors import Rejected, UnreadableFile, excerpt_of
 from pipeline.row_keys import KNOWN_KEYS, OPTION_NAMES, TOOL_NAMES
+from pipeline.source.archive import EXPANSION_LIMIT
 from pipeline.source.cells import Decoder, find_decoder, write_json
 from pipeline.source.files import TABLE_SUFFIXES, SourceFile, unreadable
 from pipeline.source.lines import (
@@ -30,12 +32,10 @@ from pipeline.source.plan import Piece, whole_piece
 
 _BATCH_BYTES: Final = 4 * 2**20
 """Arrow data that is held as Python objects at once; those take several times as much."""
-_BUFFER_BYTES: Final = 2**20
+_FREE_BYTES: Final = 2**26
+"""JSON that a table may give however small it is; see `EXPANSION_LIMIT`."""
 _MOST_ROWS: Final = 1024
-
-_FILE_MAGIC: Final = b"ARROW1"
-_STREAM_END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-"""Arrow's IPC formats: how a file begins, and how a stream ends."""
+_FIRST_ROWS: Final = 16
 
 
 def open_piece(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> Reading:
@@ -80,17 +80,14 @@ class _TableReading:
         self._rows = 0
 
     def __iter__(self) -> Iterator[SourceLine]:
+        lines = run_apart(read_rows, str(self._file.path), self._file.name, self._max_line_bytes)
         try:
-            for batch, unread in _read_batches(self._file.path):
-                decode = self._decoder_of(batch.schema)
-                step = _fitting_rows(batch.nbytes, batch.num_rows)
-                for start in range(0, batch.num_rows, step):
-                    yield from self._lines_of(batch.slice(start, step), decode, unread)
-        except (pa.ArrowException, OSError) as error:
-            # Arrow raises an OSError without a number for a file that is damaged.
-            if isinstance(error, OSError) and error.errno is not None:
-                raise unreadable(self._file, self._rows + 1, error) from error
-            reason = f"not a whole table ({excerpt_of(str(error))}); restore the file"
+            for part in lines:
+                for line in part:
+                    self._rows = line.line
+                    yield line
+        except EndedApart as error:
+            reason = f"cannot be read ({error}); write it again, or restore it"
             raise UnreadableFile(self._file.name, self._rows + 1, reason) from error
 
     def record(self) -> PieceRecord:
@@ -99,96 +96,114 @@ class _TableReading:
         self._piece.check_bytes(found.end, found.checksum)
         return PieceRecord(self._file.name, self._rows, 0)
 
-    def _decoder_of(self, schema: pa.Schema) -> Decoder | None:
-        if not schema.names:
-            reason = (
-                "none of its columns is part of a shape; expected messages, prompt and completion, "
-                "or others of docs/formats.md"
-            )
-            raise UnreadableFile(self._file.name, 1, reason)
+
+def read_rows(path: str, name: str, max_line_bytes: int) -> Iterator[list[SourceLine]]:
+    """Yield the rows of a table as lines, some at a time: what `run_apart` does for `open_table`.
+
+    Raises `UnreadableFile`, calling the file ``name``.
+    """
+    size = Path(path).stat().st_size if Path(path).exists() else 0
+    rows = content = 0
+    try:
+        columns = _Columns()
+        for batch in read_batches(Path(path), columns.choose):
+            decode = _decoder_of(batch.schema, name)
+            for part in _read_parts(batch, decode, rows, max_line_bytes, columns.unread):
+                rows += len(part)
+                content += sum(map(_size_of, part))
+                if content > max(_FREE_BYTES, EXPANSION_LIMIT * size):
+                    reason = (
+                        f"{size} bytes hold over {content} bytes of JSON, more than "
+                        f"{EXPANSION_LIMIT} times as many; if that is meant, give it as JSONL"
+                    )
+                    raise UnreadableFile(name, rows, reason)
+                yield part
+    except (pa.ArrowException, OSError) as error:
+        # Arrow raises an OSError without a number for a file that is damaged.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(SourceFile(Path(path), name), rows + 1, error) from error
+        reason = f"not a whole table ({excerpt_of(str(error))}); restore the file"
+        raise UnreadableFile(name, rows + 1, reason) from error
+
+
+def _size_of(line: SourceLine) -> int:
+    return len(line.text or "")
+
+
+def _decoder_of(schema: pa.Schema, name: str) -> Decoder | None:
+    if not schema.names:
+        reason = (
+            "none of its columns is part of a shape; expected messages, prompt and completion, "
+            "or others of docs/formats.md"
+        )
+        raise UnreadableFile(name, 1, reason)
+    try:
+        return find_decoder(schema)
+    except Rejected as error:
+        raise UnreadableFile(name, 1, error.reason) from error
+
+
+def _read_parts(
+    batch: pa.RecordBatch,
+    decode: Decoder | None,
+    before: int,
+    max_line_bytes: int,
+    unread: frozenset[str],
+) -> Iterator[list[SourceLine]]:
+    """Yield the rows of a batch, so many at once as fit in `_BATCH_BYTES` by the rows before them.
+
+    A dictionary holds a text once for all of its rows, so the size of the batch does not tell.
+    """
+    start, step = 0, min(_FIRST_ROWS, _fitting_rows(batch.nbytes, batch.num_rows))
+    while start < batch.num_rows:
+        rows = batch.slice(start, step)
+        part = list(_lines_of(rows, decode, before + start, max_line_bytes, unread))
+        yield part
+        start += len(part)
+        step = min(8 * step, _fitting_rows(sum(map(_size_of, part)), len(part)))
+
+
+def _lines_of(
+    rows: pa.RecordBatch,
+    decode: Decoder | None,
+    before: int,
+    max_line_bytes: int,
+    unread: frozenset[str],
+) -> Iterator[SourceLine]:
+    for number, row in enumerate(_values_of(rows), before + 1):
         try:
-            return find_decoder(schema)
+            if isinstance(row, Rejected):
+                raise row
+            text = write_json(row if decode is None else decode(row))
+            size = len(text.encode())
+            if size > max_line_bytes:
+                reason = f"{size} bytes of JSON, expected at most {max_line_bytes}"
+                raise Rejected("line_too_long", f"{reason}; split the example", text)
+            yield SourceLine(number, text, None, unread)
         except Rejected as error:
-            raise UnreadableFile(self._file.name, 1, error.reason) from error
-
-    def _lines_of(
-        self, rows: pa.RecordBatch, decode: Decoder | None, unread: frozenset[str]
-    ) -> Iterator[SourceLine]:
-        for row in _values_of(rows):
-            self._rows += 1
-            try:
-                if isinstance(row, Rejected):
-                    raise row
-                text = write_json(row if decode is None else decode(row))
-                size = len(text.encode())
-                if size > self._max_line_bytes:
-                    reason = f"{size} bytes of JSON, expected at most {self._max_line_bytes}"
-                    raise Rejected("line_too_long", f"{reason}; split the example", text)
-                yield SourceLine(self._rows, text, None, unread)
-            except Rejected as error:
-                yield SourceLine(self._rows, None, error)
+            yield SourceLine(number, None, error.without_frames())
 
 
-_Batch = tuple[pa.RecordBatch, frozenset[str]]
-"""Rows of the columns that are read, and the names of those that are not."""
-
-
-def _read_batches(path: Path) -> Iterator[_Batch]:
-    """Yield the known columns of a table, batch by batch."""
-    if path.name.lower().endswith(".parquet"):
-        yield from _read_parquet(path)
-        return
-    with pa.memory_map(str(path)) as mapped:
-        is_stream = mapped.read(len(_FILE_MAGIC)) != _FILE_MAGIC
-        # Arrow takes a stream that was cut between two batches for a whole one.
-        mapped.seek(max(mapped.size() - len(_STREAM_END), 0))
-        if is_stream and mapped.read() != _STREAM_END:
-            raise pa.ArrowInvalid("the mark at the end of the stream is missing")
-        mapped.seek(0)
-        yield from _read_stream(mapped) if is_stream else _read_file(mapped)
-
-
-def _read_parquet(path: Path) -> Iterator[_Batch]:
-    # Without buffers each row group would be in memory whole.
-    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table:
-        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-        size = sum(group.total_byte_size for group in groups)
-        names, unread = _known_columns(table.schema_arrow)
-        for batch in table.iter_batches(
-            batch_size=_fitting_rows(size, table.metadata.num_rows),
-            columns=names,
-            use_threads=False,
-        ):
-            yield batch, unread
-
-
-def _read_stream(mapped: pa.MemoryMappedFile) -> Iterator[_Batch]:
-    with pa.ipc.open_stream(mapped) as batches:
-        names, unread = _known_columns(batches.schema)
-        for batch in batches:
-            yield batch.select(names), unread
-
-
-def _read_file(mapped: pa.MemoryMappedFile) -> Iterator[_Batch]:
-    with pa.ipc.open_file(mapped) as table:
-        names, unread = _known_columns(table.schema)
-        for index in range(table.num_record_batches):
-            yield table.get_batch(index).select(names), unread
-
-
-def _known_columns(schema: pa.Schema) -> tuple[list[str], frozenset[str]]:
-    """Return the columns to read, and the others.
+class _Columns:
+    """The columns of a table that are read, and ``unread``, the names of those that are not.
 
     Read are those of a shape, and those in which tools or template options lie.
     """
-    names = [
-        field.name for field in schema if field.name in KNOWN_KEYS or _holds_request(field.type)
-    ]
-    if len(set(names)) != len(names):
-        raise pa.ArrowInvalid(f"two columns have one name: {', '.join(sorted(names))}")
-    if not any(name in KNOWN_KEYS for name in names):
-        return [], frozenset(schema.names)
-    return names, frozenset(schema.names).difference(names)
+
+    def __init__(self) -> None:
+        self.unread: frozenset[str] = frozenset()
+
+    def choose(self, schema: pa.Schema) -> list[str]:
+        """Return the names of the columns to read; none where no shape has any of them."""
+        names = [
+            field.name for field in schema if field.name in KNOWN_KEYS or _holds_request(field.type)
+        ]
+        if len(set(names)) != len(names):
+            raise pa.ArrowInvalid(f"two columns have one name: {', '.join(sorted(names))}")
+        if not any(name in KNOWN_KEYS for name in names):
+            names = []
+        self.unread = frozenset(schema.names).difference(names)
+        return names
 
 
 def _holds_request(type_: pa.DataType) -> bool:

@@ -1,37 +1,28 @@
 """The chat template of a tokenizer: resolve it, compile it once, render with it.
 
 Templates are untrusted code. They run in the immutable sandbox that transformers builds
-(`pipeline.template.sandbox`), so the text is what every transformers user sees.
+(`pipeline.template.sandbox`), so the text is what every transformers user sees, and within the limits
+of `pipeline.template.bounded`. Compiling counts as running: jinja2 works out constants.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from pipeline.errors import Rejected, UsageError
-from pipeline.template.limits import RENDER_CLOCK, join_text
+from pipeline.errors import UsageError, excerpt_of
+from pipeline.template.bounded import BOUNDED_RUNS, read_source
+from pipeline.template.limits import OverLimit, join_text
 from pipeline.template.sandbox import chat_sandbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# What a template can raise when it runs on data it was not written for; jinja2 lets the Python
-# error of an expression through as it is.
-RENDER_ERRORS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-    MemoryError,
-)
 
 
 class ChatTemplate:
@@ -45,15 +36,12 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens)
-        self._sandbox = chat_sandbox()
-        try:
-            self._compiled = self._sandbox.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise UsageError(
-                f"chat template, line {error.lineno}: {error.message}; "
-                "expected Jinja that transformers compiles"
-            ) from error
-        self._names: dict[str, Any] = {**self._compiled.globals, **self.special_tokens}
+        wrong = None
+        # One that takes too long to compile is refused where it is used, as one that renders for ever.
+        with suppress(OverLimit):
+            wrong = self.find_error()
+        if wrong is not None:
+            raise UsageError(f"chat template, {wrong}; expected Jinja that transformers compiles")
 
     @property
     def sha256(self) -> str:
@@ -73,23 +61,50 @@ class ChatTemplate:
 
         Raises `Rejected` (``template_refused``) with the template's own words.
         """
+        self.find_error()
         names = {
-            **self._names,
+            **self.special_tokens,
             **kwargs,
             "messages": messages,
             "tools": tools,
             "documents": documents,
             "add_generation_prompt": add_generation_prompt,
         }
-        # `Template.render` in its parts: it would merge its globals, a chain of dicts, at every call.
-        context = self._sandbox.context_class(
-            self._sandbox, names, self._compiled.name, self._compiled.blocks
-        )
-        try:
-            return RENDER_CLOCK.run(lambda: join_text(self._compiled.root_render_func(context)))
-        except RENDER_ERRORS as error:
-            words = str(error) or type(error).__name__
-            raise Rejected("template_refused", f"the chat template raised: {words}") from error
+        return BOUNDED_RUNS.run(render_source, self.source, names)
+
+    def find_error(self) -> str | None:
+        """Return why the template does not compile, None where it does.
+
+        Raises `OverLimit` where compiling alone takes more than a render may.
+        """
+        return read_source(find_syntax_error, self.source)
+
+
+def find_syntax_error(source: str) -> str | None:
+    """Return where and why a template does not compile, None where it does."""
+    try:
+        compile_template(source)
+    except jinja2.TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message}"
+    except (SyntaxError, ValueError, RecursionError) as error:
+        # Of Python, which jinja2 compiles templates to.
+        return f"as a whole: {excerpt_of(str(error))}"
+    return None
+
+
+def render_source(source: str, names: dict[str, Any]) -> str:
+    """Return the text of a template with the variables ``names``."""
+    sandbox, compiled = chat_sandbox(), compile_template(source)
+    # `Template.render` in its parts: it would merge its globals, a chain of dicts, at every call.
+    known = {**compiled.globals, **names}
+    context = sandbox.context_class(sandbox, known, compiled.name, compiled.blocks)
+    return join_text(compiled.root_render_func(context), names)
+
+
+@lru_cache(maxsize=64)
+def compile_template(source: str) -> jinja2.Template:
+    """Return the compiled template."""
+    return chat_sandbox().from_string(source)
 
 
 class ChatTemplates:

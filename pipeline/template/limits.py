@@ -1,91 +1,84 @@
-"""How long a template may run and how much it may write: templates are untrusted code.
+"""How much one render may take: templates are untrusted code.
 
-The sandbox keeps a template from reaching anything; it does not keep it from looping for ever or
-from filling the memory (jinja2's documentation, "Sandbox", says so).
+The sandbox keeps a template from reaching anything; it does not keep it from running for ever or
+from filling the memory (jinja2's documentation, "Sandbox", says so). No list of operations does:
+the limits are kept from outside, by the kernel and by a process that can be killed
+(`pipeline.template.bounded`).
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
-from types import FrameType
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 from jinja2.exceptions import SecurityError
 
-RENDER_SECONDS: Final = 10
-"""CPU time of one render. The slowest of 210 public templates takes 0.1 s for a megabyte."""
-
-RENDER_CHARACTERS: Final = 2**28
-"""Text of one render: four times the longest line that is read."""
-
-REPEAT_LIMIT: Final = 2**24
-"""Largest number that a template may pad or repeat a text to at once."""
+from pipeline.errors import Rejected
 
 
-def join_text(pieces: Iterable[str]) -> str:
-    """Return the joined pieces of a render. Raises `SecurityError` over `RENDER_CHARACTERS`."""
+@dataclass(frozen=True, slots=True)
+class RenderLimits:
+    """What one render may take: seconds of CPU time, bytes of memory beyond those of its process.
+
+    The slowest of 210 public templates takes 0.1 s for a megabyte. ``quick_seconds`` is what a
+    worker gives a render before it is ended and the render is done again apart, with ``seconds``.
+    """
+
+    seconds: float = 10.0
+    memory: int = 2**30
+    quick_seconds: float = 2.0
+
+
+class OverLimit(Rejected):
+    """A template took more than `RenderLimits`; it is a reject like any other refusal."""
+
+
+def over_limit(what: str) -> OverLimit:
+    """Return the refusal of a render that ``what``."""
+    return OverLimit(
+        "template_refused",
+        f"the chat template {what}; what it does with this conversation does not come to an end "
+        "within the limits, so mend the template",
+    )
+
+
+CHARACTERS_WRITTEN: Final = 2**22
+"""Text that a render may write of its own."""
+
+_CHARACTERS_PER_GIVEN: Final = 4
+
+
+def join_text(pieces: Iterable[str], given: Mapping[str, Any]) -> str:
+    """Return the joined pieces of a render.
+
+    Raises `SecurityError` where they are over `CHARACTERS_WRITTEN` and four times what the template
+    was given besides: what is rendered is encoded next, which takes a hundred times its memory.
+    """
     held: list[str] = []
-    size = 0
+    size, most = 0, CHARACTERS_WRITTEN
     for piece in pieces:
         held.append(piece)
         size += len(piece)
-        if size > RENDER_CHARACTERS:
-            raise SecurityError(f"it wrote over {RENDER_CHARACTERS} characters")
+        if size > most:
+            if most == CHARACTERS_WRITTEN:
+                most += _CHARACTERS_PER_GIVEN * sum(_sizes_of(given))
+            if size > most:
+                raise SecurityError(f"it wrote over {most} characters")
     return "".join(held)
 
 
-class _OutOfTime(BaseException):
-    """Raised by the clock; a base exception, so that nothing inside a render takes it for its own."""
-
-
-class RenderClock:
-    """Counts the seconds of CPU time of the render that runs, and stops it after `RENDER_SECONDS`.
-
-    One timer for all renders of a job, because setting one for each would cost as much as a render.
-    It works in the main thread, where Python delivers signals; elsewhere renders are not timed.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: int | None = None
-
-    def run(self, render: Callable[[], str]) -> str:
-        """Return what ``render`` returns. Raises `SecurityError` where it takes too long."""
-        self._seconds = 0
-        try:
-            return render()
-        except _OutOfTime as error:
-            raise SecurityError(f"it ran for over {RENDER_SECONDS} s of CPU time") from error
-        finally:
-            self._seconds = None
-
-    def start(self) -> None:
-        """Time renders from now on, for as long as this process lives."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGVTALRM, self._tick)
-            signal.setitimer(signal.ITIMER_VIRTUAL, 1.0, 1.0)
-
-    @contextmanager
-    def started(self) -> Generator[None]:
-        """Time the renders inside the block; afterwards the process is as it was."""
-        is_main = threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGVTALRM) if is_main else None
-        self.start()
-        try:
-            yield
-        finally:
-            if is_main:
-                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-                signal.signal(signal.SIGVTALRM, before)
-
-    def _tick(self, number: int, frame: FrameType | None) -> None:
-        if self._seconds is not None:
-            self._seconds += 1
-            if self._seconds > RENDER_SECONDS:
-                raise _OutOfTime
-
-
-RENDER_CLOCK: Final = RenderClock()
-"""The clock of this process."""
+def _sizes_of(values: object) -> Iterator[int]:
+    """Yield the length of every text inside values as JSON has them, and 1 for everything else."""
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield len(value)
+        elif isinstance(value, Mapping):
+            items = cast("Mapping[object, object]", value)
+            waiting += [*items.keys(), *items.values()]
+        elif isinstance(value, list | tuple):
+            waiting += cast("list[object]", value)
+        else:
+            yield 1

@@ -87,10 +87,15 @@ def probe_template(
     if not templates.is_empty:
         stage = find_stage(dialect, templates, kwargs, has_tools=False)
     if isinstance(stage, str):
-        refusal = _trait("renders", "refused", stage.removeprefix(REFUSED))
-        return TemplateReport({refusal.name: refusal}, facts)
+        return report_refusal(stage.removeprefix(REFUSED), facts)
     traits = list(_Inspection(stage, facts).traits(dialect))
     return TemplateReport({trait.name: trait for trait in traits}, facts)
+
+
+def report_refusal(words: str, facts: TurnFacts | None = None) -> TemplateReport:
+    """Return the report of a template that renders nothing, with why."""
+    refusal = _trait("renders", "refused", words)
+    return TemplateReport({refusal.name: refusal}, facts or TurnFacts(evidence=words))
 
 
 def _trait(name: str, value: str, evidence: str) -> Trait:

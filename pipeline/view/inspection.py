@@ -9,9 +9,9 @@ import datasets
 
 from pipeline.encode import TextEncoder
 from pipeline.errors import UsageError
+from pipeline.one_set import read_one_set
 from pipeline.saved import open_splits, read_manifest
 from pipeline.seal import check_encoder
-from pipeline.store import find_folder
 from pipeline.view.page import describe_row, render_page, write_page
 from pipeline.view.row_choice import RowChoice, choose_rows
 from pipeline.view.tokens import TokenConsole, view_head, view_row
@@ -36,9 +36,9 @@ def inspect_set(
     Raises `UsageError` for a split, row, id or flag that is not there, and `SealMismatch` for a
     tokenizer under which the ids are other text.
     """
-    folder = find_folder(path)
-    manifest = read_manifest(folder)
-    splits = open_splits(folder)
+    manifest, splits = read_one_set(
+        path, lambda folder: (read_manifest(folder), open_splits(folder))
+    )
     if split not in splits:
         raise UsageError(f"{path}: no split {split!r}; expected one of {sorted(map(str, splits))}")
     numbers = choose_rows(splits[split], path, choice)

@@ -1,0 +1,87 @@
+"""``OUTPUT.rejects.jsonl``: what a refused job leaves for a person to read, and later jobs replace.
+
+It is known by the sha256 that was noted when it was written. A file of that name which somebody else
+wrote, or in which somebody mends the lines, is neither replaced nor removed: the rejects then go to
+``OUTPUT.rejects.1.jsonl``, or the next free number.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+NOTE = "rejects-file.json"
+"""File in the work folder of a target: the name of the rejects beside it, and their sha256."""
+
+
+class RejectsFile:
+    """The rejects of the last refused job for a target; ``path`` is where they are by default."""
+
+    def __init__(self, path: Path, work: Path) -> None:
+        self.path = path
+        self._work = work
+        self._note = work / NOTE
+
+    def find(self) -> Path | None:
+        """Return the file that an earlier job wrote and nobody changed, or None."""
+        try:
+            note: dict[str, Any] = json.loads(self._note.read_bytes())
+            path = self.path.with_name(Path(note["name"]).name)
+            if path.is_symlink() or _hash_file(path) not in note["sha256"]:
+                return None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return path
+
+    def write(self, parts: Iterable[Path]) -> Path:
+        """Write ``parts`` one after the other in the place of the earlier rejects; return where."""
+        earlier = self.find()
+        path = earlier or self._find_free_name()
+        partial = self._work / ".rejects.jsonl"
+        with partial.open("wb") as joined:
+            for part in parts:
+                with part.open("rb") as file:
+                    shutil.copyfileobj(file, joined, 2**20)
+        sha256 = _hash_file(partial)
+        # Until the exchange is done either may stand there.
+        self._write_note(path, [sha256, *([_hash_file(earlier)] if earlier else [])])
+        try:
+            partial.replace(path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.copyfile(partial, path)
+            partial.unlink()
+        self._write_note(path, [sha256])
+        return path
+
+    def remove(self) -> None:
+        """Remove the rejects of an earlier job."""
+        if (path := self.find()) is not None:
+            path.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
+
+    def _find_free_name(self) -> Path:
+        stem = self.path.name.removesuffix(".jsonl")
+        names = (f"{stem}.{number}.jsonl" for number in itertools.count(1))
+        for name in itertools.chain([self.path.name], names):
+            if not os.path.lexists(path := self.path.with_name(name)):
+                return path
+        raise AssertionError("numbers do not end")
+
+    def _write_note(self, path: Path, sha256: list[str]) -> None:
+        partial = self._work / f".{NOTE}"
+        partial.write_text(json.dumps({"name": path.name, "sha256": sha256}), encoding="utf-8")
+        partial.replace(self._note)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,137 @@
+"""The files of rows of a saved set: which they are, and that they can be looked at.
+
+A set may come from others. Whoever opens one has its rows checked here first, in a process that may
+die of them (`pipeline.apart`): that each batch is what Arrow says it is, of the columns and types of a
+row, without nulls. What the rows say is for `pipeline.saved.verify`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any, Final, NamedTuple, cast
+
+import pyarrow as pa
+
+from pipeline.apart import EndedApart, run_apart
+from pipeline.arrow_file import read_batches
+from pipeline.errors import UnreadableFile, UsageError, excerpt_of
+from pipeline.source.archive import EXPANSION_LIMIT, FREE_BYTES
+from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA
+
+_LIST_OF_SPLITS: Final = "dataset_dict.json"
+_LIST_OF_FILES: Final = "state.json"
+
+
+class SplitFile(NamedTuple):
+    """A file of rows of a split."""
+
+    split: str
+    path: Path
+
+
+def list_splits(folder: Path) -> list[str]:
+    """Return the names of the splits of a set.
+
+    Raises `UsageError` for a folder that is no saved `datasets.DatasetDict`, `UnreadableFile` for one
+    whose lists are not what ``save_to_disk`` writes.
+    """
+    if not (folder / _LIST_OF_SPLITS).is_file():
+        if (folder / _LIST_OF_FILES).is_file():
+            raise UsageError(f"{folder}: a single Dataset; expected a DatasetDict with splits")
+        raise UsageError(
+            f"{folder}: no {_LIST_OF_SPLITS} there; expected the folder of a saved set"
+        )
+    return _read_names(folder / _LIST_OF_SPLITS, "splits", None)
+
+
+def list_row_files(folder: Path) -> list[SplitFile]:
+    """Return the files of rows of a set, in order, as `datasets` finds them; others may lie beside.
+
+    Raises what `list_splits` raises.
+    """
+    return [
+        SplitFile(split, folder / split / name)
+        for split in list_splits(folder)
+        for name in _read_names(folder / split / _LIST_OF_FILES, "_data_files", "filename")
+    ]
+
+
+def check_row_files(paths: Sequence[Path]) -> None:
+    """Refuse Arrow or Parquet files of rows that cannot be looked at. Raises `UnreadableFile`."""
+    name = str(paths[0]) if paths else ""
+    try:
+        for path in run_apart(_check_files, [str(path) for path in paths]):
+            name = path
+    except EndedApart as error:
+        reason = f"cannot be read ({error}); fetch or prepare the set again"
+        raise UnreadableFile(name, 1, reason) from error
+
+
+def _read_names(path: Path, key: str, inner: str | None) -> list[str]:
+    """Return a list of names in a JSON file; each must be a name and no path."""
+    try:
+        listed: Any = json.loads(path.read_bytes())[key]
+        names: list[Any] = [each[inner] if inner else each for each in cast("list[Any]", listed)]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        reason = f"{excerpt_of(str(error))}; expected what save_to_disk wrote: save the set again"
+        raise UnreadableFile(str(path), 1, reason) from error
+    for name in names:
+        if not isinstance(name, str) or PurePath(name).name != name or name == "..":
+            reason = f"found {excerpt_of(name)}, expected a name in this folder: save the set again"
+            raise UnreadableFile(str(path), 1, reason)
+    return names
+
+
+def _check_files(paths: Sequence[str]) -> Iterator[str]:
+    """Yield the path of each file before its first batch, and after each batch that is as it must be."""
+    for path in paths:
+        yield path
+        for _ in _checked_batches(Path(path)):
+            yield path
+
+
+def _checked_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    rows = content = 0
+    try:
+        size = path.stat().st_size
+        # What we write as Arrow is not compressed, so that it holds its own bytes at most.
+        is_packed = path.suffix == ".parquet"
+        most = max(FREE_BYTES, EXPANSION_LIMIT * size) if is_packed else size
+        for batch in read_batches(path, _check_schema):
+            content += batch.nbytes
+            if content > most:
+                raise pa.ArrowInvalid(f"{size} bytes hold over {content} bytes of rows")
+            _check_texts(batch)
+            yield batch
+            rows += batch.num_rows
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        found = excerpt_of(str(error))
+        raise UnreadableFile(
+            str(path), rows + 1, f"no rows of a set ({found}); fetch or prepare the set again"
+        ) from error
+
+
+def _check_schema(schema: pa.Schema) -> list[str]:
+    """Refuse columns that no set has; return the names of all. Raises `TypeError`."""
+    if len(set(schema.names)) != len(schema.names):
+        raise TypeError("two columns have one name")
+    if missing := set(NUMERIC_COLUMNS).difference(schema.names):
+        raise TypeError(f"no column {min(missing)}")
+    for name in set(ROW_SCHEMA.names).intersection(schema.names):
+        found, expected = schema.field(name).type, ROW_SCHEMA.field(name).type
+        if found != expected:
+            raise TypeError(f"column {name} is {found}, expected {expected}")
+    return schema.names
+
+
+def _check_texts(batch: pa.RecordBatch) -> None:
+    """Refuse nulls, and texts that are not UTF-8, in the columns of a row."""
+    for name in set(ROW_SCHEMA.names).intersection(batch.schema.names):
+        column: Any = batch.column(name)
+        parts = [column, column.flatten()] if pa.types.is_list(column.type) else [column]
+        if any(part.null_count for part in parts):
+            raise ValueError(f"column {name} holds nulls")
+        # Reading the batch lets these pass, for the sake of inputs that have one such text.
+        column.validate(full=True)

@@ -205,7 +205,8 @@ def _check_foreign_role(role: str, where: str) -> None:
 
 def _check_part(part: Mapping[str, Any], where: str) -> None:
     """Refuse a part of text that keeps its text under another key."""
-    if part.get("type") not in _TEXT_PARTS or part.get("text"):
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in _TEXT_PARTS or part.get("text"):
         return
     said = sorted(key for key in part if key not in _PART_BOOKKEEPING and _says(part[key]))
     if said:

@@ -46,6 +46,13 @@ class TrackedRow(dict[str, Any]):
         self.asked.add(key)
         return dict.__getitem__(self, key)
 
+    def take(self, names: frozenset[str]) -> dict[str, Any]:
+        """Return the values of those of ``names`` that are there."""
+        found = names & self.keys()
+        self.asked |= found
+        get = super().__getitem__
+        return {name: get(name) for name in found}
+
     def peek(self, key: str) -> Any:
         """Return a value that decides how the row is read, and is not used itself."""
         return dict.get(self, key)
@@ -100,7 +107,7 @@ TOOL_NAMES: Final = ("tools", "functions", "tool_definitions")
 """Names under which rows keep the tools of their request."""
 OPTION_NAMES: Final = ("chat_template_kwargs", "enable_thinking", "thinking", "reasoning_effort")
 """Names of options that reach a chat template."""
-_REQUEST: Final = (*("function_call", "documents", "choices", "history"),)
+_REQUEST: Final = ("function_call", "documents", "choices", "history")
 _OWN: Final = ("weight", "memories", "reason", "conversation")
 _MEDIA: Final = ("images", "image", "videos", "video", "audios", "audio")
 _OUTCOMES: Final = (
@@ -112,18 +119,8 @@ _NAMES: Final = ("id", "custom_id")
 KNOWN_KEYS: Final = frozenset(
     {
         *(*_BETTER, *_ANSWERS, *_WORSE, *_ORIGINALS, *_PROMPTS, *_SYSTEMS, *_THOUGHTS, *_IDS),
-        *(
-            *_MASKS,
-            *_SWITCHES,
-            *_RECORDS,
-            *PROMPT_SWITCHES,
-            *TOOL_NAMES,
-            *OPTION_NAMES,
-            *_REQUEST,
-            *_OWN,
-            *_MEDIA,
-        ),
-        *(*_OUTCOMES, *_NAMES),
+        *(*_MASKS, *_SWITCHES, *_RECORDS, *PROMPT_SWITCHES, *TOOL_NAMES, *OPTION_NAMES),
+        *(*_REQUEST, *_OWN, *_MEDIA, *_OUTCOMES, *_NAMES),
     }
 )
 """Every key that some shape reads, or that names what a row must not lose."""

@@ -2,13 +2,16 @@
 
 ``python scripts/fuzz_lines.py --lines 100000 --seed 1``: the same seed gives the same lines. Each
 line is a good one that was changed once to three times: types, nesting, keys, unicode, sizes, bytes.
-Ends with 1 where the job broke a promise; what it rejected is counted by code.
+A last file holds rows merged of two shapes, whose texts say of themselves whether they may be
+trained, and foreign messages, whose words must be in the prompt. Ends with 1 where the job broke a
+promise; what it rejected is counted by code.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import random
 import sys
@@ -20,11 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from transformers import AutoTokenizer
 
 from pipeline.job.prepare import prepare
 from pipeline.types import REJECT_CODES
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.mixed_rows import MARKED, forbidden_in, merge_rows
+
 TOKENIZER = Path(__file__).resolve().parents[1] / "configs" / "tokenizer"
+
+_MARKED_FILE = "marked.jsonl"
 
 _USER = {"role": "user", "content": "What is 2+2?"}
 _ANSWER = {"role": "assistant", "content": "4"}
@@ -48,7 +57,12 @@ SHAPES: tuple[dict[str, Any], ...] = (
         "continuation": {"role": "assistant", "content": None, "tool_calls": [_CALL]},
         "chat_template_kwargs": {"enable_thinking": False},
     },
-    {"id": "pair", "prompt": [_USER], "chosen": [_ANSWER], "rejected": [_ANSWER]},
+    {
+        "id": "pair",
+        "prompt": [_USER],
+        "chosen": [_ANSWER],
+        "rejected": [{"role": "assistant", "content": "5"}],
+    },
     {"id": "trl", "prompt": [_USER], "completion": [_ANSWER]},
     {
         "id": "log",
@@ -88,7 +102,21 @@ _KEYS = (
     *("id", "messages", "context", "continuation", "decision_idx", "tools", "weight", "memories"),
     *("role", "content", "tool_calls", "reasoning", "continuation_ids", "context_ids", "rejected"),
     *("prompt", "completion", "conversations", "chosen", "", "__proto__", "chat_template_kwargs"),
+    *("system", "functions", "loss_mask", "train", "finish_reason", "better", "output", "parts"),
 )
+_FOREIGN: tuple[dict[str, Any], ...] = (
+    {"role": "user", "parts": [{"type": "text", "text": "WORDS"}]},
+    {"role": "user", "content": "", "parts": [{"type": "text", "content": "WORDS"}]},
+    {"role": "user", "text": "WORDS"},
+    {"role": "user", "message": "WORDS"},
+    {"role": "human", "content": "WORDS"},
+    {"role": "User", "content": "WORDS"},
+    {"type": "human", "content": "WORDS"},
+    {"from": "human", "value": "WORDS"},
+    {"role": "user", "content": [{"type": "text", "text": "WORDS"}]},
+    {"role": "user", "content": "WORDS", "name": "u", "created": 1.5},
+)
+"""The user's words as frameworks keep them."""
 
 
 def mutate_lines(shape: dict[str, Any], count: int, seed: int) -> Iterator[bytes]:
@@ -171,6 +199,10 @@ def find_broken_promises(count: int, seed: int, folder: Path, num_proc: int) -> 
         file = folder / "input" / f"{place:02d}.jsonl"
         file.write_bytes(b"".join(line + b"\n" for line in lines))
         expected |= {(file.name, at) for at, line in enumerate(lines, 1) if not _is_blank(line)}
+    marked = list(mark_lines(-(-count // len(SHAPES)), seed))
+    file = folder / "input" / _MARKED_FILE
+    file.write_text("".join(json.dumps(row) + "\n" for row in marked), encoding="utf-8")
+    expected |= {(file.name, at) for at in range(1, len(marked) + 1)}
     prepared = prepare(
         input=str(folder / "input"),
         tokenizer=str(TOKENIZER),
@@ -185,7 +217,7 @@ def find_broken_promises(count: int, seed: int, folder: Path, num_proc: int) -> 
     sources = (source.rpartition(":") for source in rows["source"])
     seen = {(file, int(line)) for file, _, line in sources}
     seen |= {(reject["file"], reject["line"]) for reject in rejects}
-    broken: list[str] = []
+    broken = list(itertools.islice(find_wrong_targets(marked, _MARKED_FILE, rows), 10))
     if missing := sorted(expected - seen):
         broken.append(f"{len(missing)} lines are no row and no reject, first {missing[0]}")
     if invented := sorted(seen - expected):
@@ -198,6 +230,39 @@ def find_broken_promises(count: int, seed: int, folder: Path, num_proc: int) -> 
     for code, number in Counter(reject["code"] for reject in rejects).most_common():
         print(f"  {code}: {number}", file=sys.stderr)
     return broken
+
+
+def mark_lines(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield rows whose texts say what they are for: merged of two shapes, or with foreign messages."""
+    chance = random.Random(seed)
+    for number in range(count):
+        if chance.random() < 0.3:
+            messages = [copy.deepcopy(chance.choice(_FOREIGN)), {**_ANSWER, "content": "ANSWER f"}]
+            yield {"id": f"foreign{number}", "messages": messages}
+            continue
+        row = merge_rows(chance.choice(MARKED), chance.choice(MARKED), chance)
+        yield {**row, "id": f"mixed{number}"} if "id" in row else row
+
+
+def find_wrong_targets(
+    marked: list[dict[str, Any]], file: str, rows: datasets.Dataset
+) -> Iterator[str]:
+    """Yield a sentence for each row of ``file`` that trains what it must not, or lost the user's words."""
+    tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZER))
+    for row in rows:
+        place, _, line = row["source"].rpartition(":")
+        if place != file:
+            continue
+        given = marked[int(line) - 1]
+        boundary = row["context_len"]
+        prompt = tokenizer.decode(row["input_ids"][:boundary])
+        target = tokenizer.decode(row["input_ids"][boundary:])
+        # A message's own reasoning is a target where it stands as reasoning.
+        answer = target.rpartition("</think>")[2]
+        if wrong := sorted(text for text in forbidden_in(given) if text in answer):
+            yield f"{row['source']}: trains {wrong[0]!r}: {target!r}"
+        if "WORDS" in str(given) and "WORDS" not in prompt:
+            yield f"{row['source']}: the user's words are not in the prompt {prompt!r}"
 
 
 def _is_blank(line: bytes) -> bool:

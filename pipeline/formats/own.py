@@ -9,23 +9,19 @@ from pipeline.examples import TrainingExample
 from pipeline.fields import read_continuation
 from pipeline.formats.row import Row, read_shared, refuse_switches, require
 
-_FIELDS: Final = (
-    "context",
-    "messages",
-    "decision_idx",
-    "rejected",
-    "context_ids",
-    "continuation_ids",
-    "continuations_ids",
+_FIELDS: Final = frozenset(
+    {
+        *("context", "messages", "decision_idx", "rejected"),
+        *("context_ids", "continuation_ids", "continuations_ids"),
+    }
 )
 _ANSWERS: Final = ("continuation", "continuations", "chosen")
+_OWN: Final = _FIELDS | frozenset(_ANSWERS)
 
 
 def read_own(row: Row, position: str) -> TrainingExample:
     """Return the example of a row in our own shape (``docs/formats.md``)."""
-    return TrainingExample.from_fields(
-        {**_read_fields(row, position), **{name: row.get(name) for name in _ANSWERS}}
-    )
+    return TrainingExample.from_fields(_read_fields(row, position, _OWN))
 
 
 def read_pair(row: Row, position: str) -> TrainingExample:
@@ -39,7 +35,7 @@ def read_pair(row: Row, position: str) -> TrainingExample:
     worse = row.get("worse")
     return TrainingExample.from_fields(
         {
-            **_read_fields(row, position),
+            **_read_fields(row, position, _FIELDS),
             "continuation": read_continuation(
                 require(row, "better", "the better continuation"), "better"
             ),
@@ -48,8 +44,8 @@ def read_pair(row: Row, position: str) -> TrainingExample:
     )
 
 
-def _read_fields(row: Row, position: str) -> dict[str, Any]:
+def _read_fields(row: Row, position: str, names: frozenset[str]) -> dict[str, Any]:
     values = read_shared(row, position)
     if row.peek("context_ids") is None:
         refuse_switches(row)
-    return {**values, **{name: row.get(name) for name in _FIELDS}}
+    return values | row.take(names)

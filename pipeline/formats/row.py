@@ -22,6 +22,7 @@ PREFERENCE_LABELS: Final = ("label", "kto_tag")
 """Unpaired preference (TRL, LLaMA-Factory): false says that the answer is the worse one."""
 
 _OWN_NOTES: Final = ("reason", "memories", "weight", "conversation")
+_SWITCHES: Final = frozenset(PROMPT_SWITCHES)
 _SYSTEMS: Final = ("system", "system_prompt", "system_message")
 # Where clients and proxies keep the request beside what they log of it (OpenAI's Python client,
 # LiteLLM, OpenHands).
@@ -37,6 +38,16 @@ _ELSEWHERE: Final = (
 )
 
 
+_SELDOM: Final = frozenset(
+    {
+        *(*MEDIA_KEYS, *PREFERENCE_LABELS, *_OWN_NOTES, *_SYSTEMS, *TOOL_NAMES[1:]),
+        *("enable_thinking", "thinking", "reasoning_effort", "documents"),
+        *(place[0] for place in _ELSEWHERE),
+    }
+)
+"""Keys that `read_shared` looks for, and most rows have not."""
+
+
 def read_shared(row: Row, position: str, request: Row | None = None) -> dict[str, Any]:
     """Return the fields of an example that every shape says alike.
 
@@ -44,6 +55,12 @@ def read_shared(row: Row, position: str, request: Row | None = None) -> dict[str
     that the server was sent, where that is not the row. Raises `Rejected` for pictures and sound, for
     an answer labelled as the worse one, and for a request that changed its prompt in another way.
     """
+    if request is None and _SELDOM.isdisjoint(row):
+        return {
+            "id": read_name(row, position),
+            "tools": row.get("tools"),
+            "chat_template_kwargs": row.get("chat_template_kwargs"),
+        }
     sent = row if request is None else request
     refuse_media(row)
     refuse_worse(row)
@@ -61,6 +78,8 @@ def read_shared(row: Row, position: str, request: Row | None = None) -> dict[str
 
 def refuse_switches(request: Row) -> None:
     """Raise `Rejected` for a request whose prompt is another than its messages make."""
+    if _SWITCHES.isdisjoint(request):
+        return
     for name, harmless in PROMPT_SWITCHES.items():
         if name not in request:
             continue
@@ -107,12 +126,12 @@ def _find_bodies(row: Row, sent: Row) -> list[dict[str, Any]]:
     return bodies if sent is row else [*bodies, row]
 
 
-def _read_tools(row: Row, bodies: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+def _read_tools(row: Row, bodies: list[dict[str, Any]]) -> Any:
     """Return the tools of the request, wherever the row keeps them.
 
     Other lists of tools that are not the same are refused once the example is there (`settle_keys`).
     """
-    tools = read_tools(row.get("tools") or None)
+    tools = row.get("tools") or None
     for name in TOOL_NAMES:
         for body in (row, *bodies):
             if tools is None and name in body and is_list_of_objects(dict.get(body, name)):

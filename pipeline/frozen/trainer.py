@@ -183,14 +183,18 @@ class ContextFrozenTrainer(Trainer):
         """Return a step's batches, and the weighted count of their trained tokens on all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         items = sum((count_items(batch) for batch in batches), torch.zeros(())).to(device)
-        return batches, self.accelerator.reduce(items, reduction="sum")
+        return batches, self._sum_over_ranks(items)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        summed: Any = self.accelerator.reduce(values, reduction="sum")
+        return summed
 
     def compute_loss(
         self,
         model: torch.nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return this batch's part of the step's loss, for each rank, since DDP averages."""
         if num_items_in_batch is None:
@@ -211,7 +215,8 @@ class ContextFrozenTrainer(Trainer):
         """Return the loss of all rows of all ranks as of one batch; there are no predictions."""
         del description, prediction_loss_only, ignore_keys
         count = len(dataloader.dataset)  # type: ignore[arg-type]
-        model: Any = self._wrap_model(self.model, training=False)
+        inner: Any = self.model
+        model: Any = self._wrap_model(inner, training=False)
         was_training = model.training
         model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
@@ -226,6 +231,7 @@ class ContextFrozenTrainer(Trainer):
                     self.args, self.state, self.control
                 )
         model.train(was_training)
-        total, items = self.accelerator.reduce(sums, reduction="sum").tolist()
+        total, items = self._sum_over_ranks(sums).tolist()
         metrics = {f"{metric_key_prefix}_loss": total / items}
-        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=count)
+        nothing: Any = ()
+        return EvalLoopOutput(nothing, label_ids=None, metrics=metrics, num_samples=count)

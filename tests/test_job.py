@@ -139,7 +139,9 @@ def test_one_bad_line_publishes_nothing_and_lists_the_rejects(
         frozenset(("file", "line", "id", "code", "reason", "excerpt"))
     }
     assert all(each["file"] == "e.jsonl" for each in rejects_of(rejects))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.jsonl", "set.rejects.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".set.work", "e.jsonl", "set.rejects.jsonl")
+    ]
 
 
 def test_allowed_rejects_are_in_the_output_and_counted(

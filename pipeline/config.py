@@ -148,7 +148,8 @@ class PrepareConfig:
     """Title of the set, for the card; by default the name of its folder."""
 
     overwrite: bool = _unsealed(False)
-    """Replace what stands at the output even where it is not a data set of ours."""
+    """Replace what stands at the output even where this job did not make it: another set, or
+    something else."""
 
     append: bool = _unsealed(False)
     """Add the examples of the input to the set at the output, which must have the same seal."""

@@ -259,7 +259,7 @@ def test_prepare_says_what_it_made_and_where(
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text("utf-8"))
-    assert shown.startswith(f"{tmp_path / 'set'}: made\n")
+    assert shown.startswith(f"{tmp_path / 'set'}: made 2 rows\n")
     assert "2 lines = 2 rows + 0 rejects" in shown
     assert f"digest {manifest['digest']}" in shown
 
@@ -270,7 +270,7 @@ def test_a_second_run_says_that_it_was_ready(
     main(arguments)
     capsys.readouterr()
     assert main(arguments) == 0
-    assert "is ready already, same seal" in capsys.readouterr().out
+    assert ": unchanged\n" in capsys.readouterr().out
 
 
 def test_json_is_one_object_with_the_manifest(
@@ -280,7 +280,13 @@ def test_json_is_one_object_with_the_manifest(
         assert main([*arguments, "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
         manifest = json.loads((tmp_path / "set" / "manifest.json").read_text("utf-8"))
-        assert shown == {"output": str(tmp_path / "set"), "was_ready": was_ready, **manifest}
+        assert shown == {
+            "output": str(tmp_path / "set"),
+            "was_ready": was_ready,
+            "done": "unchanged" if was_ready else "made",
+            "rows_before": None,
+            **manifest,
+        }
 
 
 def test_refused_data_ends_with_1(

@@ -25,6 +25,7 @@ from pipeline.hub.pull import PullChoice, Pulled, pull_set
 from pipeline.hub.push import PushChoice, push_set
 from pipeline.job.clean import find_leftovers
 from pipeline.job.prepare import Prepared, prepare
+from pipeline.job.publish import Target
 from pipeline.saved import load, verify
 from pipeline.types import row_features
 from tests.conftest import ROOT, talk, write_lines
@@ -258,7 +259,7 @@ def test_a_pull_that_is_stopped_leaves_what_was_there(
 
 
 def test_what_a_killed_pull_leaves_is_known_to_clean(tmp_path: Path) -> None:
-    (tmp_path / ".set.work" / "pull").mkdir(parents=True)
+    Target(str(tmp_path / "set")).open_work("pull")
     assert [leftover.path.name for leftover in find_leftovers(tmp_path)] == [".set.work"]
 
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -138,7 +139,9 @@ def test_one_bad_line_publishes_nothing_and_lists_the_rejects(
         frozenset(("file", "line", "id", "code", "reason", "excerpt"))
     }
     assert all(each["file"] == "e.jsonl" for each in rejects_of(rejects))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.jsonl", "set.rejects.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".set.work", "e.jsonl", "set.rejects.jsonl")
+    ]
 
 
 def test_allowed_rejects_are_in_the_output_and_counted(
@@ -497,10 +500,13 @@ def test_a_setting_that_changes_no_byte_is_answered_at_once(
 def test_a_setting_that_may_change_a_byte_is_never_answered_from_the_old_set(
     made: PrepareConfig, changes: dict[str, Any]
 ) -> None:
-    changed = prepare(dataclasses.replace(made, **changes))
-    assert not changed.was_ready
-    assert prepare(dataclasses.replace(made, **changes)).was_ready
-    assert not prepare(made).was_ready
+    changed = dataclasses.replace(made, **changes)
+    with pytest.raises(UsageError, match=r"holds a set that this job did not make: seal\.\w+"):
+        prepare(changed)
+    assert prepare(dataclasses.replace(changed, overwrite=True)).done == "replaced"
+    assert prepare(changed).was_ready
+    with pytest.raises(UsageError, match="--append to add to it, or --overwrite to replace it"):
+        prepare(made)
 
 
 @pytest.mark.parametrize(
@@ -523,17 +529,22 @@ def test_one_byte_more_in_any_file_is_noticed(
     path.write_bytes(path.read_bytes() + b"\n")
     # Nothing may lean on the time of a file.
     os.utime(path, ns=times)
-    assert not prepare(made).was_ready
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"this job did not make: seal\.(input|tokenizer|chat_temp)"
+    ):
+        prepare(made)
+    assert snapshot(tmp_path) == before
 
 
 def test_a_changed_template_changes_the_rows(made: PrepareConfig, tmp_path: Path) -> None:
     before = prepare(made).digest
     path = tmp_path / "mine.jinja"
     path.write_text(path.read_text("utf-8").replace("<|im_start|>assistant", "<|im_start|>model"))
-    assert prepare(made).digest != before
+    assert prepare(dataclasses.replace(made, overwrite=True)).digest != before
 
 
-@pytest.mark.parametrize("damage", ["remove", "cut", "manifest"])
+@pytest.mark.parametrize("damage", ["remove", "cut"])
 def test_a_set_that_is_not_whole_is_made_again(
     made: PrepareConfig, tmp_path: Path, damage: str
 ) -> None:
@@ -541,14 +552,119 @@ def test_a_set_that_is_not_whole_is_made_again(
     (shard,) = (tmp_path / "set" / "train").glob("*.arrow")
     if damage == "remove":
         shard.unlink()
-    elif damage == "cut":
-        shard.write_bytes(shard.read_bytes()[:-8])
     else:
-        manifest = json.loads(before[MANIFEST])
-        del manifest["files"], manifest["counts"]
-        (tmp_path / "set" / MANIFEST).write_text(json.dumps(manifest))
-    assert not prepare(made).was_ready
+        shard.write_bytes(shard.read_bytes()[:-8])
+    assert prepare(made).describe() == f"replaced {len(EXAMPLES)} rows by {len(EXAMPLES)}"
     assert snapshot(tmp_path / "set") == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "train/checkpoint-7/model.bin", "link"])
+def test_a_file_that_somebody_put_into_a_set_is_not_lost_with_it(
+    made: PrepareConfig, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "set" / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "link":
+        path.symlink_to(tmp_path)
+    else:
+        path.write_text("mine")
+    cache = tmp_path / "set" / "train" / "cache-0123456789abcdef.arrow"
+    cache.write_bytes(b"what datasets can make again")
+    before = snapshot(tmp_path)
+    assert prepare(made).was_ready
+    changed = dataclasses.replace(made, license="mit")
+    with pytest.raises(UsageError, match=f"holds {name}, which is not a file of its set; move it"):
+        prepare(changed)
+    more = write_lines(tmp_path / "more.jsonl", [example("more")])
+    with pytest.raises(UsageError, match="which is not a file of its set"):
+        prepare(dataclasses.replace(made, input=(str(more),), append=True))
+    more.unlink()
+    assert snapshot(tmp_path) == before
+    path.unlink()
+    assert prepare(changed).done == "replaced"
+    assert not cache.exists()
+
+
+def test_a_set_that_lacks_the_list_of_its_files_is_replaced_only_when_asked(
+    made: PrepareConfig, tmp_path: Path
+) -> None:
+    manifest = json.loads((tmp_path / "set" / MANIFEST).read_text("utf-8"))
+    del manifest["files"], manifest["counts"]
+    (tmp_path / "set" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="which is not a file of its set"):
+        prepare(made)
+    assert prepare(dataclasses.replace(made, overwrite=True)).describe() == (
+        f"replaced what was no set of ours by {len(EXAMPLES)}"
+    )
+
+
+def test_an_appended_set_is_not_replaced_by_the_job_that_began_it(
+    made: PrepareConfig, tmp_path: Path
+) -> None:
+    more = write_lines(tmp_path / "more.jsonl", [example("more")])
+    adding = dataclasses.replace(made, input=(str(more),), append=True)
+    assert prepare(adding).describe() == f"added 1 to {len(EXAMPLES)} rows"
+    assert prepare(adding).describe() == "unchanged"
+    before = snapshot(tmp_path)
+    with pytest.raises(UsageError, match=r"did not make: seal\.input is .*more\.jsonl"):
+        prepare(made)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_pulled_set_without_its_provenance_is_not_replaced(
+    made: PrepareConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "set" / MANIFEST
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["left_out"] = {"columns": ["reason"], "files": []}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="was pulled without its provenance"):
+        prepare(dataclasses.replace(made, license="mit"))
+
+
+# ---- rejects
+
+
+def test_a_refused_job_keeps_its_shards_for_a_run_that_allows_rejects(
+    tmp_path: Path, make_config: ConfigMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = write_lines(tmp_path / "e.jsonl", [*EXAMPLES, TORN])
+    with pytest.raises(DataRefused, match=r"All are in .*set\.rejects\.jsonl"):
+        prepare(make_config(lines))
+    said = capsys.readouterr().err
+    assert re.search(r"e\.jsonl:\d+: bad_json: .*; this run will publish nothing", said)
+    with pytest.raises(DataRefused):
+        prepare(make_config(lines, on_duplicate="first"))
+    assert "shard 0 has rejects (bad_json 1); this run" in capsys.readouterr().err
+    made = prepare(make_config(lines, max_reject_rate=0.5))
+    assert made.manifest["shards"] == {"made": 1, "reused": 1}
+    assert "will publish nothing" not in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.jsonl", "set"]
+
+
+def test_the_rejects_of_somebody_else_are_neither_replaced_nor_removed(
+    tmp_path: Path, make_config: ConfigMaker
+) -> None:
+    lines = write_lines(tmp_path / "e.jsonl", [*EXAMPLES, TORN])
+    mine = tmp_path / "set.rejects.jsonl"
+    mine.write_text("my notes on rejects\n")
+    for _ in range(2):
+        with pytest.raises(DataRefused, match=r"All are in .*set\.rejects\.1\.jsonl"):
+            prepare(make_config(lines))
+    assert (tmp_path / "set.rejects.1.jsonl").is_file()
+    prepare(make_config(lines, max_reject_rate=0.5))
+    assert mine.read_text() == "my notes on rejects\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.jsonl", "set", mine.name]
+
+
+def test_rejects_that_somebody_mends_are_kept(tmp_path: Path, make_config: ConfigMaker) -> None:
+    lines = write_lines(tmp_path / "e.jsonl", [*EXAMPLES, TORN])
+    with pytest.raises(DataRefused):
+        prepare(make_config(lines))
+    written = tmp_path / "set.rejects.jsonl"
+    written.write_text(written.read_text("utf-8") + "mended\n", "utf-8")
+    prepare(make_config(lines, max_reject_rate=0.5))
+    assert written.read_text("utf-8").endswith("mended\n")
 
 
 def test_a_stricter_rate_refuses_a_set_that_a_laxer_one_made(
@@ -649,13 +765,14 @@ def test_a_full_disk_leaves_the_old_set_and_no_rest(
     before = snapshot(tmp_path)
 
     def fill(*_: object, **__: object) -> None:
-        (tmp_path / ".set.staging" / "train").mkdir(parents=True, exist_ok=True)
-        (tmp_path / ".set.staging" / "train" / "data-00000-of-00001.arrow").write_bytes(b"half")
+        half = tmp_path / ".set.work" / "staging" / "train"
+        half.mkdir(parents=True, exist_ok=True)
+        (half / "data-00000-of-00001.arrow").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(f"pipeline.job.{place}", fill)
     with pytest.raises(UsageError, match=r"No space left on device; about \d+ bytes are needed"):
-        prepare(dataclasses.replace(made, max_len=100))
+        prepare(dataclasses.replace(made, max_len=100, overwrite=True))
     assert snapshot(tmp_path) == before
 
 
@@ -670,7 +787,7 @@ def test_whatever_stops_the_job_leaves_the_old_set_and_no_rest(
 
     monkeypatch.setattr(merge, "find_duplicates", stop)
     with pytest.raises(type(error)):
-        prepare(dataclasses.replace(made, max_len=100))
+        prepare(dataclasses.replace(made, max_len=100, overwrite=True))
     assert snapshot(tmp_path) == before
     assert prepare(made).was_ready
 

@@ -21,6 +21,7 @@ from pipeline.job.counts import RowCounts
 from pipeline.job.merge import MergedShards, judge_rejects
 from pipeline.job.prepare import Prepared, prepare
 from pipeline.job.publish import MANIFEST
+from pipeline.job.rejects_file import RejectsFile
 from pipeline.job.shard_file import WrittenFile
 from pipeline.job.shard_record import ShardRecord
 from pipeline.saved import verify
@@ -155,12 +156,13 @@ def test_faults_are_weighed_against_the_points(
     merged = dataclasses.replace(merged, points=8)
     config = make_config("in.jsonl", max_reject_rate=rate)
     rejects = tmp_path / "set.rejects.jsonl"
+    kept = RejectsFile(rejects, tmp_path)
     if not is_refused:
-        judge_rejects(config, merged, rejects)
+        judge_rejects(config, merged, kept)
         assert not rejects.exists()
         return
     with pytest.raises(DataRefused) as caught:
-        judge_rejects(config, merged, rejects)
+        judge_rejects(config, merged, kept)
     said = str(caught.value)
     assert "4 of 8 decision points in 10 lines were rejected (bad_json 3, too_long 1)" in said
     assert "First: in.jsonl:1 (id 'é\\u2028'): bad_json: why. All are in " in said

@@ -18,6 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.job import lock, publish
 from pipeline.job.marks import MARK, make_marked_folder
 from pipeline.job.publish import MANIFEST, Target, sync_tree
+from pipeline.store import open_target
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -601,3 +602,116 @@ def test_clearing_leaves_the_rejects_and_the_target(target: Target) -> None:
     target.clear()
     assert names_in(target.path.parent) == ["set", "set.rejects.jsonl"]
     assert content_of(target.path) == "now"
+
+
+# ---- what others called so
+
+
+@pytest.mark.parametrize("name", [".set.old", ".set.staging"])
+def test_folders_of_somebody_else_beside_the_target_stay(target: Target, name: str) -> None:
+    write_set(target.path.parent / name, "theirs")
+    with target.locked():
+        stage(target, "new")
+        target.publish()
+    assert content_of(target.path.parent / name) == "theirs"
+    assert content_of(target.path) == "new"
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty", "file", "link", "of another target"])
+def test_a_work_folder_that_no_job_made_is_refused_and_stays(target: Target, kind: str) -> None:
+    if kind in ("folder", "empty"):
+        target.work.mkdir()
+    elif kind == "file":
+        target.work.write_text("mine")
+    else:
+        other = Target(str(target.path.parent / "other"))
+        other.open_work("job")
+        (other.work / "job" / "shard").write_text("x")
+        (target.work.symlink_to if kind == "link" else other.work.rename)(
+            other.work if kind == "link" else target.work
+        )
+    if kind == "folder":
+        (target.work / "thesis.tex").write_text("years of work")
+    before = sorted(target.path.parent.rglob("*"))
+    words = r"\.set\.work is there, .* was not made by context-frozen .* move it away"
+    with pytest.raises(UsageError, match=words):
+        target.check(overwrite=True)
+    with pytest.raises(UsageError, match=words), target.locked():
+        pytest.fail("a folder of others is used")
+    target.clear()
+    assert sorted(target.path.parent.rglob("*")) == before
+
+
+def test_a_lock_file_of_somebody_else_is_used_and_stays(target: Target) -> None:
+    theirs = target.path.parent / ".set.lock"
+    theirs.write_text("theirs")
+    with target.locked():
+        stage(target, "new")
+        target.publish()
+    assert theirs.read_text() == "theirs"
+    assert names_in(target.path.parent) == [".set.lock", "set"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "fifo"])
+def test_what_is_no_file_where_the_lock_would_be_is_refused(target: Target, kind: str) -> None:
+    path = target.path.parent / ".set.lock"
+    {
+        "folder": path.mkdir,
+        "link": lambda: path.symlink_to("elsewhere"),
+        "fifo": lambda: os.mkfifo(path),
+    }[kind]()
+    with pytest.raises(UsageError, match="is no file, and was not made"), target.locked():
+        pytest.fail("locked")
+    assert names_in(target.path.parent) == [".set.lock"]
+
+
+@pytest.mark.parametrize("system", ["no nameless files", "no links"])
+def test_a_lock_works_where_the_file_system_can_do_less(
+    target: Target, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    if system == "no nameless files":
+        monkeypatch.delattr(os, "O_TMPFILE")
+    else:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    with target.locked(), pytest.raises(UsageError, match="another job"), target.locked():
+        pytest.fail("two jobs hold one target")
+    assert names_in(target.path.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("https://host/set", "https is nothing that a set is written to"),
+        ("http://host/set", "expected a folder"),
+        ("hf://datasets/a/b", "hf is nothing"),
+        ("file:///tmp/set", "file is nothing"),
+        ("S3://bucket/set", "S3 is nothing"),
+        ("s3:/bucket/set", "s3 is nothing"),
+        ("~nobody-of-that-name/set", "expected the path of a folder"),
+        ("a\0b", "expected the path of a folder"),
+        ("a\udcffb", "expected the path of a folder"),
+    ],
+)
+def test_what_is_no_path_of_a_folder_is_refused_in_one_line(output: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        open_target(output)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 240, "/".join(["x" * 100] * 60), "é" * 120])
+def test_a_path_past_the_limit_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"output: .*(expected at most|too long)"):
+        Target(str(tmp_path / name)).check(overwrite=False)
+
+
+def test_a_name_that_leaves_room_for_its_neighbours_is_fine(tmp_path: Path) -> None:
+    target = Target(str(tmp_path / ("x" * 225)))
+    target.check(overwrite=False)
+    with target.locked():
+        stage(target, "new")
+        target.publish()
+    assert content_of(target.path) == "new"

@@ -133,6 +133,8 @@ def config(tmp_path: Path, bundled_tokenizer: Path) -> PrepareConfig:
         output=str(tmp_path / "out" / "set"),
         num_proc=1,
         report=False,
+        # An older set stands there, of another input.
+        overwrite=True,
     )
 
 
@@ -218,7 +220,7 @@ def test_the_shards_of_another_job_are_never_taken_and_are_removed(
 ) -> None:
     run(config, shards=5)
     work = tmp_path / "out" / ".set.work"
-    (mine,) = work.iterdir()
+    (mine,) = (path for path in work.iterdir() if path.is_dir())
     if change == "settings":
         other = dataclasses.replace(config, max_len=100)
     elif change == "input":
@@ -229,7 +231,7 @@ def test_the_shards_of_another_job_are_never_taken_and_are_removed(
         renamed = Path(config.input[0]).rename(tmp_path / "renamed.jsonl")
         other = dataclasses.replace(config, input=(str(renamed),))
     run(other, shards=2)
-    (theirs,) = work.iterdir()
+    (theirs,) = (path for path in work.iterdir() if path.is_dir())
     assert theirs != mine
     assert run(other)["shards"]["reused"] == 2
     assert beside(config) == []
@@ -240,7 +242,7 @@ def test_a_shard_that_is_not_whole_is_made_again(
     config: PrepareConfig, run: Run, undisturbed: dict[str, Any], tmp_path: Path, damage: str
 ) -> None:
     run(config, shards=5)
-    (folder,) = (tmp_path / "out" / ".set.work").iterdir()
+    (folder,) = (path for path in (tmp_path / "out" / ".set.work").iterdir() if path.is_dir())
     rows = folder / "00003-train.arrow"
     if damage == "one bit":
         data = bytearray(rows.read_bytes())

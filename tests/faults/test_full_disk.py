@@ -168,6 +168,7 @@ def config(folder: Path, disk: Path, bundled_tokenizer: Path) -> Callable[..., P
             "tokenizer": str(bundled_tokenizer),
             "output": str(disk / "set"),
             "num_proc": 1,
+            "overwrite": True,
             **settings,
         }
         return PrepareConfig(**values)

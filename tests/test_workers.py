@@ -392,3 +392,41 @@ def test_threads_that_were_used_before_the_fork_hang_no_worker(
         timeout=120,
     )
     assert done.stdout == "200\n", done.stderr
+
+
+# ---- a template that breaks the limits
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("end", [signal.SIGPROF, signal.SIGSEGV])
+def test_a_shard_that_ends_its_worker_is_done_again_carefully(
+    number: int, end: signal.Signals
+) -> None:
+    careful: list[bool] = []
+    heard: list[Progress] = []
+
+    def die_unless_careful() -> None:
+        if not careful[0]:
+            os.kill(os.getpid(), end)
+
+    work = at_shard(1, die_unless_careful)
+    records = list(run_shards(SHARDS, work, number, heard.append, careful.append))
+    assert sorted(record.index for record in records) == [shard.index for shard in SHARDS]
+    # What was said of the shard that was not done is taken back.
+    assert sum(each.rows for each in heard if each.shard == 1) == 3
+    assert sum(each.rows for each in heard if each.shard == 0) == 2
+
+
+def test_a_careful_worker_that_dies_ends_the_job() -> None:
+    with pytest.raises(WorkerFailed, match="was ended by SIGSEGV"):
+        list(
+            run_shards(SHARDS, at_shard(1, lambda: os.kill(os.getpid(), signal.SIGSEGV)), 2, ignore)
+        )
+
+
+def test_a_worker_of_somebodys_pool_makes_the_shards_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "may_have_children", lambda: False)
+    records = list(run_shards(SHARDS, encode, 2, ignore))
+    assert {record.entries.name for record in records} == {str(os.getpid())}

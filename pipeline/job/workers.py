@@ -52,8 +52,14 @@ def run_shards(
     Workers are forked, one too: what a template does must not end this process. Each calls
     ``start_worker`` first, and an error of one is raised here. Raises `WorkerFailed` for a worker
     that died or that was silent for `SILENCE_SECONDS`; no worker is left behind, however this ends.
+    Where this process `may_have_children` of no kind, it makes the shards itself.
     """
     if not shards:
+        return
+    if not may_have_children():
+        with _rare_collections():
+            for shard in shards:
+                yield encode(shard, on_progress)
         return
     number = max(1, min(workers, len(shards)))
     with _rare_collections(), _started(number, encode, start_worker) as running:
@@ -77,6 +83,11 @@ def run_shards(
                     careful.take(worker.shard)
                     running[running.index(worker)] = careful
                     worker.end()
+
+
+def may_have_children() -> bool:
+    """Return False in a worker of somebody's pool: `multiprocessing` lets it start no processes."""
+    return not multiprocessing.current_process().daemon
 
 
 Message = Progress | ShardRecord | Exception

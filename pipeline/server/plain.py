@@ -55,7 +55,7 @@ class PlainDialect:
             "chat_template": template.source,
             "add_generation_prompt": add_generation_prompt,
         }
-        template.find_error()
+        template.check_compiles()
         return Rendering(BOUNDED_RUNS.run(_render_plainly, self.fixed_date, call, variables))
 
 

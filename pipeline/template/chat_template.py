@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,10 +35,13 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens)
-        wrong = None
-        # One that takes too long to compile is refused where it is used, as one that renders for ever.
-        with suppress(OverLimit):
-            wrong = self.find_error()
+        self._refusal: OverLimit | None = None
+        try:
+            wrong = read_source(find_syntax_error, source)
+        except OverLimit as error:
+            # Refused where it is used, as one that renders for ever.
+            self._refusal = error.without_frames()
+            return
         if wrong is not None:
             raise UsageError(f"chat template, {wrong}; expected Jinja that transformers compiles")
 
@@ -61,7 +63,7 @@ class ChatTemplate:
 
         Raises `Rejected` (``template_refused``) with the template's own words.
         """
-        self.find_error()
+        self.check_compiles()
         names = {
             **self.special_tokens,
             **kwargs,
@@ -72,12 +74,10 @@ class ChatTemplate:
         }
         return BOUNDED_RUNS.run(render_source, self.source, names)
 
-    def find_error(self) -> str | None:
-        """Return why the template does not compile, None where it does.
-
-        Raises `OverLimit` where compiling alone takes more than a render may.
-        """
-        return read_source(find_syntax_error, self.source)
+    def check_compiles(self) -> None:
+        """Raise `OverLimit` where compiling the template alone takes more than a render may."""
+        if self._refusal is not None:
+            raise self._refusal.without_frames()
 
 
 def find_syntax_error(source: str) -> str | None:
@@ -94,17 +94,18 @@ def find_syntax_error(source: str) -> str | None:
 
 def render_source(source: str, names: dict[str, Any]) -> str:
     """Return the text of a template with the variables ``names``."""
-    sandbox, compiled = chat_sandbox(), compile_template(source)
+    compiled, own = compile_template(source)
     # `Template.render` in its parts: it would merge its globals, a chain of dicts, at every call.
-    known = {**compiled.globals, **names}
-    context = sandbox.context_class(sandbox, known, compiled.name, compiled.blocks)
+    sandbox = compiled.environment
+    context = sandbox.context_class(sandbox, {**own, **names}, compiled.name, compiled.blocks)
     return join_text(compiled.root_render_func(context), names)
 
 
 @lru_cache(maxsize=64)
-def compile_template(source: str) -> jinja2.Template:
-    """Return the compiled template."""
-    return chat_sandbox().from_string(source)
+def compile_template(source: str) -> tuple[jinja2.Template, dict[str, Any]]:
+    """Return the compiled template, and what the sandbox gives it."""
+    compiled = chat_sandbox().from_string(source)
+    return compiled, dict(compiled.globals)
 
 
 class ChatTemplates:

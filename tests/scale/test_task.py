@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UnreadableFile, UsageError
-from pipeline.job import build
+from pipeline.job import build, workers
 from pipeline.job.shard import encode_shard
 from pipeline.scale.failure import Failure
 from pipeline.scale.task import WATCH_INPUT, main, run_task
@@ -80,6 +80,7 @@ def test_a_shard_that_is_not_whole_is_made_again_with_the_same_bytes(
 def test_two_attempts_at_once_give_one_whole_shard(
     plan_job: PlanJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(workers, "may_have_children", lambda: False)
     job = plan_job(tasks=1)
     inner: list[int] = []
 
@@ -111,6 +112,7 @@ def test_two_attempts_at_once_give_one_whole_shard(
 def test_the_temporary_names_of_two_machines_differ(
     plan_job: PlanJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(workers, "may_have_children", lambda: False)
     job = plan_job(tasks=1)
     seen: list[set[str]] = []
 

@@ -99,7 +99,8 @@ def seal_folder(
     sealed = {**manifest, "files": dict(sorted(files.items()))}
     sealed["sha256"] = hash_manifest(sealed)
     text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    # Half a character, of a path that is not UTF-8, is an escape of JSON then, and read as it was.
+    (folder / MANIFEST).write_bytes(text.encode("utf-8", "backslashreplace"))
     return sealed
 
 

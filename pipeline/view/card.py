@@ -85,7 +85,7 @@ def write_card(
     folder = figures.folder
     has_picture = _write_picture(folder, figures, manifest)
     card = make_card(figures, manifest, builder, name=name, has_picture=has_picture)
-    (folder / CARD).write_text(str(card), encoding="utf-8")
+    (folder / CARD).write_text(str(card), encoding="utf-8", errors="backslashreplace")
 
 
 def make_card(

@@ -41,7 +41,7 @@ def render_page(template: str, **values: Any) -> str:
 def write_page(target: Path, page: str) -> None:
     """Write a page. Raises `UsageError` where it cannot be written."""
     try:
-        target.write_text(page, encoding="utf-8")
+        target.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(
             f"html: {target}: {error.strerror}; expected a file that can be written"

@@ -382,7 +382,7 @@ def set_column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda table: table.slice(1), "counts 30 rows, found 29"),
+        (lambda table: table.slice(1), "counts 20 rows of train, found 19"),
         (lambda table: table.drop_columns(["weight"]), "weight"),
         (lambda table: table.drop_columns(["reason"]), "reason"),
         (

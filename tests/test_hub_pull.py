@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -330,6 +331,51 @@ def test_a_manifest_made_by_another_hand_is_refused(
     assert not (tmp_path.parent / "x").exists()
 
 
+def test_a_page_and_a_picture_of_others_are_made_anew(pushed: Repo, tmp_path: Path) -> None:
+    page = b"<html><script>fetch('http://elsewhere/')</script></html>"
+    theirs = {"report.html": page, "lengths.png": page}
+    entries = {
+        name: {"bytes": len(page), "sha256": hashlib.sha256(page).hexdigest()} for name in theirs
+    }
+    pushed.commit("main", {**pushed.files, **theirs})
+    change_manifest(pushed, lambda found: found["files"].update(entries), seals=True)
+    pulled = pull(tmp_path / "set")
+    contents = contents_of(pulled.output)
+    assert b"30" in contents["report.html"]
+    assert not any(b"elsewhere" in content for content in contents.values())
+    assert "lengths.png" not in contents
+    assert verify(pulled.output) == []
+
+
+@pytest.mark.parametrize("rows", [-5, 10**12, "30", None])
+def test_impossible_counts_are_refused(pushed: Repo, tmp_path: Path, rows: object) -> None:
+    def count(manifest: dict[str, Any]) -> None:
+        manifest["counts"].update(rows=rows, rows_by_split={"train": rows})
+
+    change_manifest(pushed, count, seals=True)
+    with pytest.raises(DataRefused, match=r"counts.*(expected a whole number|found \d+)"):
+        pull(tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"7"])
+def test_a_manifest_that_is_no_json_is_a_sentence(
+    pushed: Repo, tmp_path: Path, content: bytes
+) -> None:
+    pushed.commit("main", {**pushed.files, "manifest.json": content})
+    with pytest.raises(DataRefused, match="is no manifest of ours"):
+        pull(tmp_path / "set")
+
+
+def test_a_token_that_is_no_ascii_is_a_sentence(
+    pushed: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_ü")
+    with pytest.raises(UsageError, match="holds characters that no token has") as caught:
+        pull(tmp_path / "set")
+    assert "hf_ü" not in str(caught.value)
+
+
 def set_column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
     return lambda table: table.set_column(table.column_names.index(name), name, values)
 
@@ -337,7 +383,7 @@ def set_column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda table: table.slice(1), "counts 30 rows, found 29"),
+        (lambda table: table.slice(1), "counts 20 rows of train, found 19"),
         (lambda table: table.drop_columns(["weight"]), "weight"),
         (lambda table: table.drop_columns(["reason"]), "reason"),
         (
@@ -367,8 +413,6 @@ def test_rows_of_another_hand_are_refused(
 
 
 def test_a_file_that_is_no_parquet_is_refused(pushed: Repo, tmp_path: Path) -> None:
-    import hashlib
-
     entry = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
     pushed.commit("main", {**pushed.files, ROWS_FILE: b"x"})
     change_manifest(pushed, lambda found: found["files"].update({ROWS_FILE: entry}), seals=True)

@@ -40,7 +40,10 @@ def edit(path: Path, change: Change) -> None:
     [
         (lambda m: m.update(seal=7), "seal: found 7; expected an object"),
         (lambda m: m.update(files=[1]), r"files: found \[1\]; expected an object"),
-        (lambda m: m["files"].update({"../x": {}}), "files: found ../x; expected the name of a file"),
+        (
+            lambda m: m["files"].update({"../x": {}}),
+            "files: found ../x; expected the name of a file",
+        ),
         (lambda m: m["files"].update({"/etc/passwd": {}}), "files: found /etc/passwd"),
         (lambda m: m["files"]["README.md"].update(bytes=-1), "expected a whole number from 0"),
         (lambda m: m["files"]["README.md"].update(blocks=["x"]), "expected ROWS BYTES CRC32"),

@@ -134,6 +134,11 @@ def _check_remote(remote: RemoteSet) -> dict[str, Any]:
             f"pull {repo}: {MANIFEST} was changed after it was pushed; push the set again"
         )
     check_manifest(manifest, f"pull {repo}: {MANIFEST}", is_remote=True)
+    if "left_out" not in manifest:
+        raise DataRefused(
+            f"pull {repo}: {MANIFEST}: left_out: missing, so that no push of ours wrote it; push the set "
+            "again"
+        )
     splits, columns = manifest["counts"]["rows_by_split"], left_out_of(manifest)["columns"]
     if unknown := {*splits} - {*SPLITS} | {*columns} - {*PROVENANCE_COLUMNS}:
         raise DataRefused(

@@ -83,7 +83,7 @@ REJECT_REMEDIES: Final = {
     "server_refused": "Send what the server takes.",
     "unsupported_content": "Text only: remove images, audio and files.",
     "no_end_of_turn": "Leave the cut answer out, or set end_of_turn.",
-    "not_renderable": "Give the continuation as text; see what the template knows with `context-frozen check`.",
+    "not_renderable": "Give the continuation as text; `context-frozen check` shows what the template knows.",
     "too_long": "Raise max_len, or choose another policy with overlong.",
     "continuation_too_long": "Raise max_len, or shorten the continuation.",
     "bad_ids": "Send the ids that the server returned for this call.",

@@ -110,8 +110,8 @@ The form of a call is learnt from the template's rendering of a probe call; the 
 - the template cuts white space off a text, or the parser takes a newline that the template does not
   write (`<parameter=NAME>`, Seed-OSS);
 - where each argument is written by itself, without quotes (XML): null, a value of another type than the
-  tool's schema names, a value other than text under a key that the schema lacks, an object as Python
-  prints it;
+  tool's schema names, 5.0 (it comes back as 5), a value other than text under a key that the schema
+  lacks, an object as Python prints it;
 - where calls are Python: a text without quotes, or a constant inside an object.
 """
 

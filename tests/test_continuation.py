@@ -754,6 +754,7 @@ LOST = ("call_not_read_back",)
         (own.FIELDS, {"door": "</parameter>"}, LOST),
         (own.FIELDS, {"door": "<function=f>"}, LOST),
         (own.FIELDS, {"wide": None}, LOST),
+        (own.FIELDS, {"many": 5.0}, LOST),
         (own.FIELDS, {"door": True}, LOST),
         (own.FIELDS, {"door": 3}, LOST),
         (own.FIELDS, {"many": "3"}, LOST),

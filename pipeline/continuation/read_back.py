@@ -107,7 +107,8 @@ def _value_survives(value: Any, schema: object, text: str, form: CallForm) -> bo
             return False
         kinds = _kinds_of(schema)
         return kinds is None or "string" in kinds or not _is_json(value)
-    if value is None or schema is None:
+    # Parsers read a number without a fraction as a whole one: 5.0 comes back as 5.
+    if value is None or schema is None or (isinstance(value, float) and value.is_integer()):
         return False
     if isinstance(value, dict | list) and spelling_of_json(value, text) is None:
         return False

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,7 @@ def find_broken_promises(count: int, seed: int, folder: Path, num_proc: int) -> 
     sources = (source.rpartition(":") for source in rows["source"])
     seen = {(file, int(line)) for file, _, line in sources}
     seen |= {(reject["file"], reject["line"]) for reject in rejects}
-    broken = list(itertools.islice(find_wrong_targets(marked, _MARKED_FILE, rows), 10))
+    broken = list(itertools.islice(find_wrong_targets(marked, _MARKED_FILE, rows.to_list()), 10))
     if missing := sorted(expected - seen):
         broken.append(f"{len(missing)} lines are no row and no reject, first {missing[0]}")
     if invented := sorted(seen - expected):
@@ -245,7 +245,7 @@ def mark_lines(count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def find_wrong_targets(
-    marked: list[dict[str, Any]], file: str, rows: datasets.Dataset
+    marked: list[dict[str, Any]], file: str, rows: Iterable[dict[str, Any]]
 ) -> Iterator[str]:
     """Yield a sentence for each row of ``file`` that trains what it must not, or lost the user's words."""
     tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZER))

@@ -88,7 +88,7 @@ def test_unread_keys_stand_in_the_manifest_the_summary_and_the_report(
     prepared = prepare(config)
     assert prepared.counts["unread_keys"] == UNREAD
     assert prepared.counts["by_format"] == {"alpaca": 1, "own": 2}
-    page = (prepared.output / "report.html").read_text("utf-8")
+    page = (Path(prepared.output) / "report.html").read_text("utf-8")
     assert "messages.mood" in page
     assert "<b>" not in page.partition('id="unread"')[2].partition("</section>")[0]
     args = ["--input", str(tmp_path / "in.jsonl"), "--tokenizer", config.tokenizer]

@@ -21,7 +21,10 @@ from pipeline.row_outcomes import refuse_outcome
 from pipeline.server import Message
 
 # Fields of an answer that belong in the next prompt; the rest is the server's bookkeeping.
-_ANSWER_KEYS = ("role", "content", "reasoning", "reasoning_content", "tool_calls")
+_ANSWER_KEYS = (
+    *("role", "content", "reasoning", "reasoning_content", "tool_calls"),
+    *("thinking", "thinking_blocks", "reasoning_details"),
+)
 
 
 def read_openai(row: Row, position: str) -> TrainingExample:

@@ -75,7 +75,7 @@ REJECT_REMEDIES: Final = {
     "wrong_type": "Write the type or the role named.",
     "ambiguous_shape": "Keep the keys of one shape; the reason names the one to remove.",
     "bad_decision_idx": "Point at an assistant message, or at the end.",
-    "empty_context": "Give at least one message with text, or token of context.",
+    "empty_context": "Give at least one message or token of context.",
     "empty_continuation": "Write what the model should have said.",
     "lone_surrogate": "Mend the text: no UTF-8 holds half of a surrogate pair.",
     "duplicate_id": "Rename it, remove one, or choose with on_duplicate.",
@@ -86,6 +86,6 @@ REJECT_REMEDIES: Final = {
     "not_renderable": "Give the continuation as text; `context-frozen check` shows what the template knows.",
     "too_long": "Raise max_len, or choose another policy with overlong.",
     "continuation_too_long": "Raise max_len, or shorten the continuation.",
-    "bad_ids": "Send the ids that the server returned for this call.",
+    "bad_ids": "Send the ids that the server returned.",
     "control_tokens": "Remove the control token from the text.",
 }

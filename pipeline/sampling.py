@@ -289,10 +289,8 @@ class ContextGroupSampler(_TokenBudgetSampler):
 
 def _refuse_rejected(rows: Any) -> None:
     """Refuse the worse continuations of pairs. Raises `UsageError`."""
-    if "preference" not in (getattr(rows, "column_names", None) or rows):
-        return
-    places = np.flatnonzero(_read_column(rows, "preference") == REJECTED)
-    if len(places):
+    is_told = "preference" in (getattr(rows, "column_names", None) or rows)
+    if is_told and len(places := np.flatnonzero(_read_column(rows, "preference") == REJECTED)):
         raise UsageError(
             f"{len(places)} rows, the first at {places[0]}, have the preference {REJECTED}, not to be "
             "trained; leave them out (`pipeline.load` does), or say with_rejected=True"

@@ -108,9 +108,8 @@ class _TokenBudgetSampler(ABC):
         has_group = torch.distributed.is_available() and torch.distributed.is_initialized()
         if has_group and torch.distributed.get_world_size() > 1:
             raise UsageError(
-                "the loader of a sampler that has the batches of its own rank was given to "
-                "accelerator.prepare, which deals them among the ranks again, unevenly or twice; "
-                "prepare the model and the optimizer alone (docs/trainers.md)"
+                "the loader of a sampler of its own rank was given to accelerator.prepare, which deals "
+                "batches again; prepare the model and the optimizer alone (docs/trainers.md)"
             )
         raise AttributeError(f"{type(self).__name__} has batches of unlike sizes")
 
@@ -289,24 +288,17 @@ class ContextGroupSampler(_TokenBudgetSampler):
 
 
 def _refuse_rejected(rows: Any) -> None:
-    """Refuse rows with the worse continuation of a pair among them. Raises `UsageError`."""
-    if "preference" not in _name_columns(rows):
-        return
-    places = np.flatnonzero(_read_column(rows, "preference") == REJECTED)
-    if len(places):
+    """Refuse the worse continuations of pairs. Raises `UsageError`."""
+    is_told = "preference" in (getattr(rows, "column_names", None) or rows)
+    if is_told and len(places := np.flatnonzero(_read_column(rows, "preference") == REJECTED)):
         raise UsageError(
-            f"{len(places)} rows, the first at {places[0]}, have the preference {REJECTED}: the worse "
-            "continuations of pairs, which are not to be trained; leave them out (`pipeline.load` "
-            "does), or say with_rejected=True"
+            f"{len(places)} rows, the first at {places[0]}, have the preference {REJECTED}, not to be "
+            "trained; leave them out (`pipeline.load` does), or say with_rejected=True"
         )
 
 
-def _name_columns(rows: Any) -> Sequence[str]:
-    return getattr(rows, "column_names", None) or list(rows)
-
-
 def _read_column(rows: Any, name: str) -> NDArray[Any]:
-    names = _name_columns(rows)
+    names: Sequence[str] = getattr(rows, "column_names", None) or list(rows)
     if name not in names:
         raise UsageError(
             f"the rows have no column {name} (found {', '.join(map(str, names))}); "

@@ -174,7 +174,7 @@ def test_another_example_of_an_id_is_refused_and_the_old_set_stays(
 
 def remake(made: PrepareConfig, on_duplicate: Any) -> PrepareConfig:
     config = dataclasses.replace(made, on_duplicate=on_duplicate)
-    prepare(config)
+    prepare(dataclasses.replace(config, overwrite=True))
     return config
 
 

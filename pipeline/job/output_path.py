@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -49,10 +50,9 @@ def check_path(path: Path) -> None:
         most_name, most_path = (
             os.pathconf(folder, name) for name in ("PC_NAME_MAX", "PC_PATH_MAX")
         )
-        os.path.lexists(path)
-        path.lstat()
-    except FileNotFoundError:
-        pass
+        # Raises where the system takes no such path, whether or not something is there.
+        with suppress(FileNotFoundError):
+            path.lstat()
     except OSError as error:
         raise UsageError(
             f"output: {excerpt_of(str(path))}: {error.strerror}; expected the path of a folder"

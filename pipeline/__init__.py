@@ -6,29 +6,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.collate import ContextFrozenCollator
-    from pipeline.examples import TrainingExample, load_examples, save_examples
-    from pipeline.feed import DeviceFeeder
-    from pipeline.frozen.step import context_frozen_loss
+    from pipeline.examples.example import TrainingExample, load_examples, save_examples
     from pipeline.job.prepare import prepare
-    from pipeline.sampling import ContextGroupSampler, LengthBatchSampler
-    from pipeline.saved import load
-    from pipeline.token_rows import rows_as_id_pairs
-    from pipeline.tokenize import ExampleTokenizer
+    from pipeline.rows.example_tokenizer import ExampleTokenizer
+    from pipeline.sets.load import load
+    from pipeline.train.collate import ContextFrozenCollator
+    from pipeline.train.feed import DeviceFeeder
+    from pipeline.train.sampling import ContextGroupSampler, LengthBatchSampler
+    from pipeline.train.step import context_frozen_loss
+    from pipeline.train.token_rows import rows_as_id_pairs
 
 _HOMES = {
-    "ContextFrozenCollator": "pipeline.collate",
-    "ContextGroupSampler": "pipeline.sampling",
-    "DeviceFeeder": "pipeline.feed",
-    "ExampleTokenizer": "pipeline.tokenize",
-    "LengthBatchSampler": "pipeline.sampling",
-    "TrainingExample": "pipeline.examples",
-    "context_frozen_loss": "pipeline.frozen.step",
-    "load": "pipeline.saved",
-    "load_examples": "pipeline.examples",
+    "ContextFrozenCollator": "pipeline.train.collate",
+    "ContextGroupSampler": "pipeline.train.sampling",
+    "DeviceFeeder": "pipeline.train.feed",
+    "ExampleTokenizer": "pipeline.rows.example_tokenizer",
+    "LengthBatchSampler": "pipeline.train.sampling",
+    "TrainingExample": "pipeline.examples.example",
+    "context_frozen_loss": "pipeline.train.step",
+    "load": "pipeline.sets.load",
+    "load_examples": "pipeline.examples.example",
     "prepare": "pipeline.job.prepare",
-    "rows_as_id_pairs": "pipeline.token_rows",
-    "save_examples": "pipeline.examples",
+    "rows_as_id_pairs": "pipeline.train.token_rows",
+    "save_examples": "pipeline.examples.example",
 }
 
 __all__ = [

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 IGNORE_LABEL: Final = -100
 """Label of a token that is not trained (the convention of torch's cross entropy)."""
 
+Message = dict[str, Any]
+"""One chat message as JSON gives it: ``role``, ``content`` and what the format adds."""
+
 REJECT_CODES: Final = frozenset(
     {
         "bad_json",

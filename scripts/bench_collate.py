@@ -22,8 +22,8 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from tokenizers import Tokenizer, models
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
-from pipeline.collate import ContextFrozenCollator
-from pipeline.sampling import ContextGroupSampler, LengthBatchSampler
+from pipeline.train.collate import ContextFrozenCollator
+from pipeline.train.sampling import ContextGroupSampler, LengthBatchSampler
 from pipeline.types import row_features
 
 ROUNDS = 21

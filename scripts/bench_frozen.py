@@ -28,9 +28,9 @@ from datasets import DatasetDict, load_from_disk
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pipeline.collate import ContextFrozenCollator
-from pipeline.feed import pick_device
-from pipeline.frozen.step import context_frozen_loss
+from pipeline.train.collate import ContextFrozenCollator
+from pipeline.train.feed import pick_device
+from pipeline.train.step import context_frozen_loss
 
 CASES = ("full", "split", "grouped")
 MIN_CONTEXT = 256  # shorter contexts say little of the two gradients' distance

@@ -106,8 +106,8 @@ def assistant_places(messages: Texts) -> list[int]:
 
 def spread_points(messages: Texts, name: str, count: int) -> list[Any]:
     """Return ``count`` decision points over a conversation, the last assistant message among them."""
-    from pipeline.decisions import DecisionPoint
-    from pipeline.examples import TrainingExample
+    from pipeline.examples.decisions import DecisionPoint
+    from pipeline.examples.example import TrainingExample
 
     places = assistant_places(messages)
     example = TrainingExample(name, messages=list(messages), decision_idx=places[-1])
@@ -127,7 +127,7 @@ def measure_points(
     """
     from pipeline.config import config_from_mapping
     from pipeline.errors import Rejected
-    from pipeline.rows import RowBuilder
+    from pipeline.rows.builder import RowBuilder
 
     config = config_from_mapping(
         {

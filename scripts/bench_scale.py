@@ -25,16 +25,16 @@ from rich.table import Table
 
 from pipeline.config import PrepareConfig, usable_cores
 from pipeline.job import build
+from pipeline.job.engines.executors import plan_tasks
+from pipeline.job.engines.plan_file import JobPlan
 from pipeline.job.merge import judge_rejects, merge_shards, write_set
 from pipeline.job.prepare import prepare
-from pipeline.job.publish import Target, sync_tree
-from pipeline.job.row_map import RowMapper
 from pipeline.job.shard_record import ShardRecord, read_finished, read_made
-from pipeline.scale.executors import plan_tasks
-from pipeline.scale.plan_file import JobPlan
-from pipeline.seal import complete_seal, make_seal
-from pipeline.source import plan as planning
-from pipeline.source.files import SourceFile
+from pipeline.lines import plan as planning
+from pipeline.lines.files import SourceFile
+from pipeline.rows.line_mapper import RowMapper
+from pipeline.sets.place import Target, sync_tree
+from pipeline.sets.seal import complete_seal, make_seal
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCE = "The quick brown fox jumps over the lazy dog, and then it does so again. "

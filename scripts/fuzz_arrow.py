@@ -30,11 +30,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cli import main
-from pipeline.damage import hash_manifest
+from pipeline.cli.command import main
 from pipeline.errors import ContextFrozenError
-from pipeline.job.publish import MANIFEST
-from pipeline.saved import load
+from pipeline.sets.damage import hash_manifest
+from pipeline.sets.load import load
+from pipeline.sets.place import MANIFEST
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "configs" / "tokenizer"
 SHARD = "train/data-00000-of-00001.arrow"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job.prepare import prepare
-from pipeline.saved import load, verify
+from pipeline.sets.load import load, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = str(ROOT / "configs" / "tokenizer")
@@ -76,7 +76,7 @@ def _write_line(number: int, at: int) -> str:
 def _train_step(rows: Any) -> None:
     import torch
 
-    from pipeline.collate import ContextFrozenCollator
+    from pipeline.train.collate import ContextFrozenCollator
 
     batch: Any = ContextFrozenCollator(pad_token_id=0)([rows[at] for at in range(4)])
     embedding = torch.nn.Embedding(4096, 8)

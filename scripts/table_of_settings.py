@@ -15,10 +15,10 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from pipeline.cli import CheckOptions, CleanOptions, VerifyOptions
+from pipeline.cli.command import CheckOptions, CleanOptions, VerifyOptions
+from pipeline.cli.seeing import DiffOptions, InspectOptions, ReportOptions
+from pipeline.cli.sharing import PullOptions, PushOptions
 from pipeline.config import PrepareConfig
-from pipeline.seeing import DiffOptions, InspectOptions, ReportOptions
-from pipeline.sharing import PullOptions, PushOptions
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 OPTIONS: Final[dict[str, type[Any]]] = {

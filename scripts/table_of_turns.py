@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.server.plain import PlainDialect
-from pipeline.template.chat_template import ChatTemplates
-from pipeline.template.probe import probe_turns
-from pipeline.template.turn_facts import TurnFacts
+from pipeline.answer.probe import probe_turns
+from pipeline.answer.turn_facts import TurnFacts
+from pipeline.prompt.chat_template import ChatTemplates
+from pipeline.prompt.plain import PlainDialect
 
 # A template knows these by name alone, so the table names them so.
 SPECIAL_TOKENS = {
@@ -30,7 +30,7 @@ PLACEHOLDERS = {*SPECIAL_TOKENS.values(), *MORE_VARIABLES["additional_special_to
 PREFACE = """# End of turn, by chat template
 
 Written by `python -m scripts.table_of_turns FOLDER` from renders alone
-(`pipeline/template/probe.py`), without a tokenizer: a control token is known by its shape, and
+(`pipeline/answer/probe.py`), without a tokenizer: a control token is known by its shape, and
 there are no stop ids to check against. With a
 tokenizer its added tokens decide, and the stop ids of `generation_config.json` where there are any.
 `eos_token` is what the tokenizer names so.

@@ -41,8 +41,8 @@ from pipeline import (
 )
 from pipeline.config import config_from_mapping
 from pipeline.errors import UsageError
-from pipeline.feed import pick_device
-from pipeline.frozen.step import count_items
+from pipeline.train.feed import pick_device
+from pipeline.train.step import count_items
 
 logger = logging.getLogger(__name__)
 

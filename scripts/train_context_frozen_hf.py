@@ -1,4 +1,4 @@
-"""The training of ``train_context_frozen.py`` with `pipeline.frozen.trainer`.
+"""The training of ``train_context_frozen.py`` with `pipeline.train.trainer`.
 
 python scripts/train_context_frozen_hf.py             # bundled data, a tiny model, the CPU
 python scripts/train_context_frozen_hf.py --resume    # go on from the Trainer's last checkpoint
@@ -14,7 +14,7 @@ from datasets import DatasetDict
 from transformers import TrainingArguments
 
 from pipeline import ContextFrozenCollator
-from pipeline.frozen.trainer import ContextFrozenTrainer
+from pipeline.train.trainer import ContextFrozenTrainer
 from scripts.train_context_frozen import (
     Record,
     TrainConfig,

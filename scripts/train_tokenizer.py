@@ -5,7 +5,7 @@
 writes ``tokenizer.json``, ``tokenizer_config.json``, ``config.json`` and
 ``generation_config.json`` to FOLDER (``configs/tokenizer``). The chat template in that folder is
 written by hand and stays. The same texts give the same bytes, on every machine and number of
-threads; ``tests/test_bundled.py`` holds the committed files to that.
+threads; ``tests/whole_jobs/test_bundled.py`` holds the committed files to that.
 """
 
 from __future__ import annotations

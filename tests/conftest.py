@@ -17,11 +17,11 @@ import pytest
 
 from pipeline.config import PrepareConfig, read_config_file
 from pipeline.errors import Rejected
-from pipeline.source import plan as planning
-from pipeline.source.files import SourceFile
-from pipeline.source.lines import MAX_LINE_BYTES, PieceRecord, SourceLine
-from pipeline.source.plan import plan_shards
-from pipeline.source.tables import open_piece
+from pipeline.lines import plan as planning
+from pipeline.lines.files import SourceFile
+from pipeline.lines.plan import plan_shards
+from pipeline.lines.tables import open_piece
+from pipeline.lines.text import MAX_LINE_BYTES, PieceRecord, SourceLine
 
 # The tests show that nothing needs the network: no file is looked for on the Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -210,7 +210,7 @@ def make_config(tmp_path: Path, bundled_tokenizer: Path) -> Callable[..., Prepar
 @pytest.fixture(scope="module")
 def tokenizers_loaded_once() -> Iterator[None]:
     """Load each tokenizer folder once for a module whose tests only read it."""
-    from pipeline.encode import TextEncoder
+    from pipeline.tokens.encoder import TextEncoder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TextEncoder, "from_path", cache(TextEncoder.from_path))

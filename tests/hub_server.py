@@ -318,7 +318,7 @@ def hub_of_this_process(cache: Path) -> Iterator[Hub]:
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
-    from pipeline.hub import remote_set
+    from pipeline.sets.hub import remote_set
 
     with serve_hub() as hub, pytest.MonkeyPatch.context() as patch:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"

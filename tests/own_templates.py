@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pipeline.server import ChatRequest
-from pipeline.server.plain import PlainDialect
-from pipeline.template.chat_template import ChatTemplates
-from pipeline.template.probe import probe_turns
-from pipeline.template.turn_facts import TurnFacts
+from pipeline.answer.probe import probe_turns
+from pipeline.answer.turn_facts import TurnFacts
+from pipeline.prompt.chat_template import ChatTemplates
+from pipeline.prompt.plain import PlainDialect
+from pipeline.prompt.request import ChatRequest
 
 DIALECT = PlainDialect(datetime(2024, 7, 26))
 TOKENS = frozenset(

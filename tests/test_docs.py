@@ -24,13 +24,13 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.cli import VERBS, main
-from pipeline.collate import ContextFrozenCollator
+from pipeline.cli.command import VERBS, main
+from pipeline.cli.options import parse_config, parse_options
 from pipeline.config import PrepareConfig
-from pipeline.flags import parse_config, parse_options
 from pipeline.job.prepare import prepare
+from pipeline.sets.meanings import REJECT_REMEDIES
+from pipeline.train.collate import ContextFrozenCollator
 from pipeline.types import FLAGS, REJECT_CODES, ROW_SCHEMA, Reject
-from pipeline.view.meanings import REJECT_REMEDIES
 from scripts.table_of_settings import OPTIONS, fill_page
 from tests.conftest import ROOT
 from tests.hub_server import hub_of_this_process
@@ -44,11 +44,11 @@ from tests.pages import (
     tables_of,
     texts_of_the_sources,
 )
-from tests.test_live import routes_of, serving
+from tests.view.test_live import routes_of, serving
 
 ELSEWHERE = {
     "trainers.md": "tests/consumers/test_trainers_page.py",
-    "formats.md": "tests/test_formats.py",
+    "formats.md": "tests/examples/test_shapes.py",
 }
 """Pages whose blocks another test runs."""
 

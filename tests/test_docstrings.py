@@ -40,11 +40,11 @@ def test_the_examples_of_a_module_run(name: str, monkeypatch: pytest.MonkeyPatch
 def test_the_library_face_has_examples() -> None:
     named = {test.name for name in MODULES for test in doctests_of(name)}
     assert {
-        "pipeline.examples.TrainingExample",
-        "pipeline.tokenize.ExampleTokenizer",
+        "pipeline.examples.example.TrainingExample",
+        "pipeline.rows.example_tokenizer.ExampleTokenizer",
         "pipeline.config.config_from_mapping",
-        "pipeline.encode.TextEncoder",
-        "pipeline.boundary.fit_context",
+        "pipeline.tokens.encoder.TextEncoder",
+        "pipeline.rows.boundary.fit_context",
     } <= named
 
 

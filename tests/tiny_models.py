@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.collate import ContextFrozenCollator
+from pipeline.train.collate import ContextFrozenCollator
 
 VOCABULARY = 97
 SIZES = {

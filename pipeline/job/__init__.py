@@ -1,1 +1,1 @@
-"""The whole job: prepare, map, count, seal, publish, append."""
+"""The shards of an input mapped, assembled, published."""

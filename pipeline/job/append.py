@@ -9,25 +9,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 
 from pipeline.errors import DataRefused, SealMismatch, UsageError, excerpt_of
-from pipeline.job.counts import COUNTED, RowCounts
 from pipeline.job.duplicates import reject_replaced
 from pipeline.job.omit import keep_rows
-from pipeline.job.set_folder import PlacedFile, find_row_files
-from pipeline.job.shard_file import read_table
-from pipeline.manifest import left_out_of, read_manifest
-from pipeline.row_files import check_row_files
-from pipeline.row_table import DIGEST_MODULUS, digest_rows, sum_digests
-from pipeline.saved import check_files
-from pipeline.seal import hash_seal
+from pipeline.rows.table import DIGEST_MODULUS, digest_rows, sum_digests
+from pipeline.sets.arrow_file import read_table
+from pipeline.sets.counts import COUNTED, RowCounts
+from pipeline.sets.folder import PlacedFile, find_row_files
+from pipeline.sets.load import check_files
+from pipeline.sets.manifest import EXAMPLES, left_out_of, read_manifest
+from pipeline.sets.row_files import check_row_files
+from pipeline.sets.seal import hash_seal
 from pipeline.types import Reject
-
-EXAMPLES: Final = "examples.sha256"
-"""File of a set that names its examples: the sha256 of each line, and the id as JSON."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,22 +17,22 @@ from typing import Any, Final
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused, StoreFailed, UsageError
-from pipeline.formats import check_format
+from pipeline.examples.shapes import check_format
 from pipeline.job.append import open_earlier_set
+from pipeline.job.engines.executors import plan_tasks, run_tasks
 from pipeline.job.merge import judge_rejects, merge_shards, write_set
 from pipeline.job.progress import ProgressReport
-from pipeline.job.publish import Target, sync_file
-from pipeline.job.row_map import RowMapper
 from pipeline.job.shard import Progress, encode_shard, read_lines_of
 from pipeline.job.shard_record import ShardRecord, read_finished
 from pipeline.job.workers import OnProgress, run_shards
-from pipeline.rows import RowBuilder
-from pipeline.scale.executors import plan_tasks, run_tasks
-from pipeline.seal import complete_seal, hash_seal
-from pipeline.source.files import SourceFile
-from pipeline.source.lines import SourceLine
-from pipeline.source.plan import SourcePlan, SourceShard
-from pipeline.template.bounded import BOUNDED_RUNS
+from pipeline.lines.files import SourceFile
+from pipeline.lines.plan import SourcePlan, SourceShard
+from pipeline.lines.text import SourceLine
+from pipeline.prompt.bounded import BOUNDED_RUNS
+from pipeline.rows.builder import RowBuilder
+from pipeline.rows.line_mapper import RowMapper
+from pipeline.sets.place import Target, sync_file
+from pipeline.sets.seal import complete_seal, hash_seal
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What killed jobs left beside their targets: finished shards, half a set, an old set, a lock.
 
 A job that ends leaves nothing, and the next run of a killed one takes what it can use. Only what has
-the mark of a job (`pipeline.job.marks`) is looked at, and of that only what no process uses is removed.
+the mark of a job (`pipeline.sets.marks`) is looked at, and of that only what no process uses is removed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import UsageError
-from pipeline.job.marks import RUNNING, Mark, mark_of, read_mark
-from pipeline.job.publish import Target, remove_marked_folder
+from pipeline.sets.marks import RUNNING, Mark, mark_of, read_mark
+from pipeline.sets.place import Target, remove_marked_folder
 
 # A folder of a job has a number while it is made and removed.
 _LEFTOVER: Final = re.compile(r"\.(?P<target>.+)\.(?P<kind>work|lock)(?P<number>-\d+-\d+)?")

@@ -6,7 +6,6 @@ examples that share an id; both are in the rejects under ``duplicate_id``.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.job.shard_file import read_table
+from pipeline.sets.arrow_file import read_table
+from pipeline.sets.row_columns import key_ids
 from pipeline.types import Reject
 
 OnDuplicate = Literal["error", "first", "last"]
@@ -94,12 +94,6 @@ def find_duplicates(
             if on_duplicate == "error":
                 found.faults.add(place)
     return found
-
-
-def key_ids(ids: Iterable[str]) -> NDArray[np.uint64]:
-    """Return a hash of each id: the first eight bytes of its sha256, as a little-endian number."""
-    keys = b"".join(hashlib.sha256(id_.encode()).digest()[:8] for id_ in ids)
-    return np.frombuffer(keys, "<u8")
 
 
 def find_contenders(

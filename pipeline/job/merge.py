@@ -11,21 +11,21 @@ from typing import Any
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused, excerpt_of
-from pipeline.job.append import EXAMPLES, EarlierSet, drop_replaced, extend_seal
-from pipeline.job.counts import ShapeCounts, describe_counts
+from pipeline.job.append import EarlierSet, drop_replaced, extend_seal
 from pipeline.job.duplicates import find_contenders, find_duplicates
 from pipeline.job.heap import give_back_free_memory
 from pipeline.job.omit import omit_duplicates
-from pipeline.job.rejects_file import RejectsFile
-from pipeline.job.set_folder import PlacedFile, join_files, keep_filled, seal_folder, write_splits
 from pipeline.job.shard import format_example, format_rejects, split_names
 from pipeline.job.shard_record import ShardRecord
-from pipeline.row_table import sum_digests
-from pipeline.rows import RowBuilder
-from pipeline.view.card import write_card
-from pipeline.view.figures import SetFigures
-
-REJECTS = "rejects.jsonl"
+from pipeline.rows.builder import RowBuilder
+from pipeline.rows.shape_counts import ShapeCounts
+from pipeline.rows.table import sum_digests
+from pipeline.sets.card import write_card
+from pipeline.sets.counts import describe_counts
+from pipeline.sets.figures import SetFigures
+from pipeline.sets.folder import PlacedFile, join_files, keep_filled, seal_folder, write_splits
+from pipeline.sets.manifest import EXAMPLES, REJECTS
+from pipeline.sets.rejects_file import RejectsFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.job.counts import RowCounts
 from pipeline.job.duplicates import Duplicates
 from pipeline.job.shard import format_examples, format_rejects
-from pipeline.job.shard_file import HashedFile, RowFile, WrittenFile, read_table
 from pipeline.job.shard_record import ShardRecord
-from pipeline.row_table import sum_digests
+from pipeline.rows.table import sum_digests
+from pipeline.sets.arrow_file import HashedFile, RowFile, WrittenFile, read_table
+from pipeline.sets.counts import RowCounts
 from pipeline.types import Reject
 
 Mask = NDArray[np.bool_]

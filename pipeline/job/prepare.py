@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.errors import DataRefused, StoreFailed, UsageError, WorkerFailed
-from pipeline.job.publish import Target
-from pipeline.seal import make_seal
-from pipeline.source.data_sets import expand_data_sets
-from pipeline.source.files import SourceFile, find_files, spool_streams
-from pipeline.source.plan import plan_shards
-from pipeline.store import fetch_inputs, is_address, open_target
+from pipeline.lines.data_sets import expand_data_sets
+from pipeline.lines.files import SourceFile, find_files, spool_streams
+from pipeline.lines.plan import plan_shards
+from pipeline.sets.place import Target
+from pipeline.sets.seal import make_seal
+from pipeline.sets.store import fetch_inputs, is_address, open_target
 
 if TYPE_CHECKING:
-    from pipeline.rows import RowBuilder
+    from pipeline.rows.builder import RowBuilder
 
 # What no seal holds and a set's card says.
 _ON_THE_CARD: Final = ("license", "language", "pretty_name")

@@ -6,16 +6,15 @@ import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
 from pipeline.errors import escape_controls
 from pipeline.job.shard import Progress
 from pipeline.job.shard_record import ShardRecord
-from pipeline.source.plan import SourcePlan
-
-LINE_SECONDS: Final = 30.0
+from pipeline.lines.plan import SourcePlan
+from pipeline.view.console import LINE_SECONDS
 
 
 class ProgressReport:

@@ -22,16 +22,17 @@ import pyarrow as pa
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import excerpt_of
-from pipeline.job.counts import COUNTED, RowCounts, ShapeCounts
-from pipeline.job.duplicates import key_ids
 from pipeline.job.heap import give_back_free_memory
-from pipeline.job.row_map import MappedLines, RowMapper
-from pipeline.job.shard_file import HashedFile, RowFile, WrittenFile, row_schema
 from pipeline.job.shard_record import ShardRecord, marker_path
-from pipeline.row_table import sum_digests
-from pipeline.source.lines import PieceRecord, SourceLine
-from pipeline.source.plan import SourceShard
-from pipeline.source.tables import open_piece
+from pipeline.lines.plan import SourceShard
+from pipeline.lines.tables import open_piece
+from pipeline.lines.text import PieceRecord, SourceLine
+from pipeline.rows.line_mapper import MappedLines, RowMapper
+from pipeline.rows.shape_counts import ShapeCounts
+from pipeline.rows.table import sum_digests
+from pipeline.sets.arrow_file import HashedFile, RowFile, WrittenFile, row_schema
+from pipeline.sets.counts import COUNTED, RowCounts
+from pipeline.sets.row_columns import key_ids
 from pipeline.types import REJECTED, ROW_SCHEMA, Reject
 
 BATCH_CHARACTERS: Final = 2**21

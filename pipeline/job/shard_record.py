@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.job.counts import RowCounts, ShapeCounts
-from pipeline.job.shard_file import WrittenFile
-from pipeline.seal import hash_file_bytes
-from pipeline.source.lines import PieceRecord
+from pipeline.lines.text import PieceRecord
+from pipeline.rows.shape_counts import ShapeCounts
+from pipeline.sets.arrow_file import WrittenFile
+from pipeline.sets.counts import RowCounts
+from pipeline.sets.seal import hash_file_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,11 @@ from typing import Final
 
 from pipeline.errors import WorkerFailed
 from pipeline.job.heap import give_back_free_memory
-from pipeline.job.lock import end_with_parent
 from pipeline.job.shard import Progress
 from pipeline.job.shard_record import ShardRecord
-from pipeline.source.plan import SourceShard
-from pipeline.template.bounded import DEATHS
+from pipeline.lines.plan import SourceShard
+from pipeline.prompt.bounded import DEATHS
+from pipeline.sets.lock import end_with_parent
 
 SILENCE_SECONDS: Final = 600.0
 """How long a worker may work on one batch. The slowest batches seen took some seconds."""

@@ -1,1 +1,1 @@
-"""What a person looks at: the token view and the card of a set."""
+"""What a person looks at: terminal, report page, checks of a template and of a live server."""

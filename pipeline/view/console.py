@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from pipeline.errors import escape_controls
+
+LINE_SECONDS: Final = 30.0
+"""Where no terminal shows a bar, how often a line says how far the work is."""
 
 
 class SafeConsole(Console):

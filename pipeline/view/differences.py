@@ -9,13 +9,13 @@ from typing import Any, Final, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.diff import Build, ChangedRow, SetDifference, Setting
-from pipeline.encode import TextEncoder
 from pipeline.errors import SealMismatch, UsageError, escape_controls, excerpt_of
-from pipeline.row_prints import ASPECTS
-from pipeline.seal import check_encoder
-from pipeline.view.pieces import TokenPiece, split_row
-from pipeline.view.settings import write_value
+from pipeline.sets.diff import Build, ChangedRow, SetDifference, Setting
+from pipeline.sets.pieces import TokenPiece, split_row
+from pipeline.sets.row_prints import ASPECTS
+from pipeline.sets.seal import check_encoder
+from pipeline.sets.settings import write_value
+from pipeline.tokens.encoder import TextEncoder
 from pipeline.view.tokens import TokenConsole, view_boundary, view_context, view_continuation
 
 _BEFORE, _AFTER = Text("- ", "bold red"), Text("+ ", "bold green")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import datasets
 
-from pipeline.encode import TextEncoder
 from pipeline.errors import UsageError
-from pipeline.manifest import read_manifest
-from pipeline.one_set import read_one_set
-from pipeline.saved import open_splits
-from pipeline.seal import check_encoder
+from pipeline.sets.load import open_splits
+from pipeline.sets.manifest import read_manifest
+from pipeline.sets.one_set import read_one_set
+from pipeline.sets.row_choice import RowChoice, choose_rows
+from pipeline.sets.seal import check_encoder
+from pipeline.tokens.encoder import TextEncoder
 from pipeline.view.page import describe_row, render_page, write_page
-from pipeline.view.row_choice import RowChoice, choose_rows
 from pipeline.view.tokens import TokenConsole, view_head, view_row
 
 

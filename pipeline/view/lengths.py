@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline.length_report import LengthReport
+from pipeline.sets.lengths import LengthReport
 from pipeline.view.console import SafeConsole
 
 

@@ -16,9 +16,9 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from pipeline.encode import TextEncoder
 from pipeline.errors import UsageError, escape_controls
-from pipeline.view.pieces import TokenPiece, show_text, split_row
+from pipeline.sets.pieces import TokenPiece, show_text, split_row
+from pipeline.tokens.encoder import TextEncoder
 from pipeline.view.tokens import describe_origin
 
 _FOLDER: Final = Path(__file__).parent
@@ -53,7 +53,7 @@ def describe_row(
 ) -> dict[str, Any]:
     """Return what the macro ``row_card`` shows of a row, its tokens as HTML.
 
-    ``most`` as of `pipeline.view.pieces.split_row`.
+    ``most`` as of `pipeline.sets.pieces.split_row`.
     """
     pieces = split_row(row, encoder, most=most)
     return {

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from markupsafe import Markup
 
-from pipeline.check.tokenizer import describe_builder
-from pipeline.saved import restore_config
-from pipeline.seal import check_tokenizer
-from pipeline.view import pictures
-from pipeline.view.figures import GroupFigures, SetFigures
-from pipeline.view.meanings import FLAG_MEANINGS, REJECT_REMEDIES
+from pipeline.sets import pictures
+from pipeline.sets.figures import GroupFigures, SetFigures
+from pipeline.sets.load import restore_config
+from pipeline.sets.meanings import FLAG_MEANINGS, REJECT_REMEDIES
+from pipeline.sets.row_choice import choose_telling_rows
+from pipeline.sets.seal import check_tokenizer
+from pipeline.sets.settings import flatten_record, write_command, write_value
 from pipeline.view.page import describe_row, render_page, shorten, write_page
-from pipeline.view.row_choice import choose_telling_rows
-from pipeline.view.settings import flatten_record, write_command, write_value
+from pipeline.view.tokenizer import describe_builder
 
 if TYPE_CHECKING:
-    from pipeline.rows import RowBuilder
+    from pipeline.rows.builder import RowBuilder
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def load_builder(manifest: Mapping[str, Any], tokenizer: str | None = None) -> R
     No code that comes with a tokenizer is run, whatever the set says of itself. Raises `UsageError`
     where it is not there, `SealMismatch` where it is another one.
     """
-    from pipeline.rows import RowBuilder
+    from pipeline.rows.builder import RowBuilder
 
     place = tokenizer or manifest["config"]["tokenizer"]
     # Nothing is encoded in bulk.

@@ -6,8 +6,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.check.tokenizer import TokenizerCheck
 from pipeline.view.console import SafeConsole
+from pipeline.view.tokenizer import TokenizerCheck
 
 
 def print_check(checked: TokenizerCheck) -> None:

@@ -10,12 +10,11 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from pipeline.encode import TextEncoder
 from pipeline.errors import escape_controls
+from pipeline.sets.pieces import BOUNDARY, TokenPiece, show_text, split_row
+from pipeline.tokens.encoder import TextEncoder
 from pipeline.view.console import SafeConsole
-from pipeline.view.pieces import TokenPiece, show_text, split_row
 
-BOUNDARY: Final = "▌"
 _CONTEXT_STYLES: Final = ("grey50", "grey39")
 _CONTINUATION_STYLES: Final = ("black on bright_green", "black on bright_cyan")
 _KIND_STYLES: Final = {

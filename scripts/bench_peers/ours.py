@@ -21,7 +21,7 @@ def load(job: Job) -> Callable[[], Made]:
     from pipeline.config import PrepareConfig
     from pipeline.job import build
     from pipeline.job.prepare import prepare
-    from pipeline.source.files import find_files
+    from pipeline.lines.files import find_files
 
     config = PrepareConfig(
         input=(job.input,),

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from datasets import load_dataset, load_from_disk
 
-from pipeline.cli import main
+from pipeline.cli.command import main
 from pipeline.config import PrepareConfig
-from pipeline.hub.push import PushChoice, push_set
 from pipeline.job.prepare import prepare
+from pipeline.sets.hub.push import PushChoice, push_set
 from tests.consumers.snippets import run_snippet
 from tests.hub_server import TOKEN, Hub, hub_of_this_process
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from datasets import load_from_disk
 
-from pipeline.cli import main
+from pipeline.cli.command import main
 from tests.conftest import ROOT
 from tests.consumers.snippets import run_snippet
 

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from pipeline import apart
+from pipeline.lines import apart
 
 
 def count_and_die(end: int) -> Iterator[int]:

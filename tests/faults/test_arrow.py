@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import apart
-from pipeline.apart import EndedApart, run_apart
-from pipeline.cli import main
-from pipeline.errors import UnreadableFile, UsageError
-from pipeline.row_files import check_row_files, list_row_files
-from pipeline.saved import load, open_splits, verify
-from pipeline.source.files import SourceFile
-from pipeline.source.tables import read_file
+from pipeline.cli.command import main
+from pipeline.errors import DataRefused, UnreadableFile
+from pipeline.lines import apart
+from pipeline.lines.apart import EndedApart, run_apart
+from pipeline.lines.files import SourceFile
+from pipeline.lines.tables import read_file
+from pipeline.sets.load import load, open_splits, verify
+from pipeline.sets.row_files import check_row_files
 from scripts.fuzz_arrow import find_faults, lie, make_inputs
 from tests.faults.apart_tasks import count, count_and_die, take_memory, wait
 
@@ -92,14 +92,14 @@ def test_a_row_that_leads_out_of_itself_is_refused(
 
 def test_names_in_a_set_are_no_paths(folder: Path) -> None:
     (folder / "train" / "state.json").write_text('{"_data_files": [{"filename": "../../x.arrow"}]}')
-    with pytest.raises(UnreadableFile, match="expected a name in this folder"):
-        list_row_files(folder)
-    with pytest.raises(UsageError, match="expected the folder of a saved set"):
-        list_row_files(folder / "train" / "none")
+    with pytest.raises(DataRefused, match="expected names of Arrow files in this folder"):
+        check_row_files(folder)
+    with pytest.raises(DataRefused, match=r"dataset_dict.json: is missing"):
+        check_row_files(folder / "train" / "none")
 
 
 def test_a_whole_set_passes(quickstart_set: Path) -> None:
-    check_row_files([file.path for file in list_row_files(quickstart_set)])
+    check_row_files(quickstart_set)
     assert verify(quickstart_set) == []
     assert len(load(quickstart_set)["train"]) > 0
 

@@ -14,11 +14,11 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from pipeline import ExampleTokenizer
-from pipeline.cli import main
-from pipeline.encode import TextEncoder
+from pipeline.cli.command import main
 from pipeline.errors import UsageError
 from pipeline.job.prepare import prepare
-from pipeline.steady_ids import refuse_other_ids, refuse_random_ids
+from pipeline.tokens.encoder import TextEncoder
+from pipeline.tokens.steady_ids import refuse_other_ids, refuse_random_ids
 from tests.conftest import write_lines
 
 Break = Callable[[Path], None]

@@ -13,13 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.damage import hash_manifest
-from pipeline.errors import ContextFrozenError
-from pipeline.job.append import open_earlier_set
-from pipeline.manifest import MANIFEST
-from pipeline.saved import load, verify
-from pipeline.seeing import (
+from pipeline.cli.command import main
+from pipeline.cli.seeing import (
     DiffOptions,
     InspectOptions,
     ReportOptions,
@@ -27,6 +22,11 @@ from pipeline.seeing import (
     show_report,
     show_rows,
 )
+from pipeline.errors import ContextFrozenError
+from pipeline.job.append import open_earlier_set
+from pipeline.sets.damage import hash_manifest
+from pipeline.sets.load import load, verify
+from pipeline.sets.manifest import MANIFEST
 from tests.conftest import write_lines
 
 Capture = pytest.CaptureFixture[str]
@@ -114,7 +114,7 @@ def _mutate(sealed: dict[str, Any], chance: random.Random) -> bytes:
         # As somebody does who wants it to be believed: most checks come after that one.
         manifest["sha256"] = hash_manifest(manifest)
     if chance.random() < 0.4 and isinstance(manifest.get("seal"), dict):
-        from pipeline.seal import hash_seal
+        from pipeline.sets.seal import hash_seal
 
         try:
             manifest["seal"]["key"] = hash_seal(manifest["seal"])

@@ -26,8 +26,9 @@ import contextlib, filecmp, json, os, shutil, subprocess, sys
 from pathlib import Path
 import datasets, transformers
 from pipeline.config import config_from_mapping
-from pipeline.job import build, merge, prepare as job, publish
-from pipeline.source import plan
+from pipeline.job import build, merge, prepare as job
+from pipeline.sets import place as publish
+from pipeline.lines import plan
 
 plan.LEAST_SHARD_BYTES, build._BYTES_PER_WORKER = 2000, 1
 disk = Path(sys.argv[1])

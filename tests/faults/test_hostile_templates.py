@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import Rejected
-from pipeline.template.chat_template import ChatTemplate
+from pipeline.prompt.chat_template import ChatTemplate
 
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
 # The advisories name the ways: attribute chains, format strings, the attr filter, bound methods.

@@ -21,7 +21,7 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import ContextFrozenError
 from pipeline.job import prepare as job
 from pipeline.job.prepare import prepare
-from pipeline.source.lines import MAX_LINE_BYTES
+from pipeline.lines.text import MAX_LINE_BYTES
 from tests.conftest import ROOT, write_lines
 
 ConfigMaker = Callable[..., PrepareConfig]

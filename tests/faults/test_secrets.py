@@ -24,7 +24,7 @@ ROWS = [{"id": f"e{n}", "context": f"{n} and 1", "continuation": f"{n + 1}"} for
 
 INTERNAL_ERROR = """
 import sys
-from pipeline import cli
+from pipeline.cli import command as cli
 from pipeline.job import build
 def fail(*_): raise RuntimeError("a fault of ours")
 build.merge_shards = fail
@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, endpoint: str, *args: str, code: str = "") -> tuple[int, str]:
     """Run a command with the token in its environment; return its exit code and all it printed."""
     ended = subprocess.run(
-        [sys.executable, *(["-c", code] if code else ["-m", "pipeline.cli"]), *args],
+        [sys.executable, *(["-c", code] if code else ["-m", "pipeline.cli.command"]), *args],
         capture_output=True,
         text=True,
         cwd=ROOT,

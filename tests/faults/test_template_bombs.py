@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.check.tokenizer import check_tokenizer_and_template
 from pipeline.config import config_from_mapping
 from pipeline.errors import DataRefused, Rejected, UsageError
-from pipeline.examples import TrainingExample
+from pipeline.examples.example import TrainingExample
 from pipeline.job.prepare import Prepared, prepare
-from pipeline.template import apart
-from pipeline.template.bounded import BOUNDED_RUNS
-from pipeline.template.chat_template import ChatTemplate
-from pipeline.template.limits import CHARACTERS_WRITTEN, OverLimit, RenderLimits
-from pipeline.tokenize import ExampleTokenizer
+from pipeline.prompt import apart
+from pipeline.prompt.bounded import BOUNDED_RUNS
+from pipeline.prompt.chat_template import ChatTemplate
+from pipeline.prompt.limits import CHARACTERS_WRITTEN, OverLimit, RenderLimits
+from pipeline.rows.example_tokenizer import ExampleTokenizer
+from pipeline.view.tokenizer import check_tokenizer_and_template
 from tests.conftest import write_lines
 from tests.faults.template_bombs import BOMBS, CONSTANTS, bomb_template
 

@@ -10,9 +10,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.errors import Rejected
-from pipeline.server import ChatRequest, Rendering
-from pipeline.server.vllm import VllmDialect
-from pipeline.template.chat_template import ChatTemplates
+from pipeline.prompt.chat_template import ChatTemplates
+from pipeline.prompt.request import ChatRequest, Rendering
+from pipeline.prompt.vllm import VllmDialect
 from tests.conftest import require_shared
 from tests.parity import suite
 

@@ -11,7 +11,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.encode import TextEncoder
+from pipeline.tokens.encoder import TextEncoder
 from tests.conftest import require_shared
 from tests.parity import suite
 

@@ -18,9 +18,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.errors import Rejected
-from pipeline.server import ChatRequest
-from pipeline.server.vllm import VllmDialect
-from pipeline.template.chat_template import ChatTemplates, resolve_templates
+from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
+from pipeline.prompt.request import ChatRequest
+from pipeline.prompt.vllm import VllmDialect
 from tests.conftest import SHARED, require_shared
 from tests.parity import suite
 

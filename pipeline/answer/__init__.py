@@ -1,0 +1,1 @@
+"""A continuation -> what the model must emit."""

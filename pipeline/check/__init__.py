@@ -1,1 +1,0 @@
-"""What a tokenizer, a template and a running server do."""

@@ -1,0 +1,1 @@
+"""A line -> `TrainingExample` -> decision points; other people's shapes."""

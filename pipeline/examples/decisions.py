@@ -1,0 +1,88 @@
+"""Decision points: the places in a conversation where a continuation is trained.
+
+Several points may share one example, and several continuations one point; their context is then
+rendered and encoded once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import zip_longest
+from typing import Literal, NamedTuple
+
+from pipeline.examples.example import TrainingExample
+from pipeline.types import Message
+
+Decisions = Literal["given", "all", "last"]
+
+
+class DecisionPoint(NamedTuple):
+    """One row to be: the context ends before ``decision_idx`` (None for a context given as text).
+
+    ``continuation_ids`` are ids that a server sampled and win over ``continuation``; ``preference``
+    is empty, ``chosen`` or ``rejected``.
+    """
+
+    example: TrainingExample
+    decision_idx: int | None
+    continuation: str | Message
+    continuation_ids: tuple[int, ...] | None = None
+    preference: str = ""
+
+
+def find_decision_points(
+    example: TrainingExample, decisions: Decisions = "given", *, keep_rejected: bool = False
+) -> list[DecisionPoint]:
+    """Return the points of an example, in the order of the conversation.
+
+    ``given``: where the example says, with each of its continuations. ``all``: each assistant
+    message whose weight is not 0, ``last``: the last of these, with its own text, or with what the
+    example says for that place. A context given as text has one place alone. The worse one of a
+    pair becomes a point only where ``keep_rejected``.
+
+    >>> talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    >>> [point.decision_idx for point in find_decision_points(TrainingExample.from_dict(
+    ...     {"id": "x", "messages": talk * 2}), "all")]
+    [1, 3]
+    """
+    given = _given_points(example, keep_rejected=keep_rejected)
+    if decisions == "given" or example.messages is None:
+        return given
+    by_place = {
+        index: [DecisionPoint(example, index, message)]
+        for index, message in enumerate(example.messages)
+        if _is_decision(example, index)
+    }
+    by_place[given[0].decision_idx or 0] = given
+    places = sorted(by_place) if decisions == "all" else [max(by_place)]
+    return [point for place in places for point in by_place[place]]
+
+
+def assign_split(conversation: str, validation_fraction: float) -> str:
+    """Return ``train`` or ``validation`` by a hash of the conversation's name.
+
+    The same on every machine, and all rows of a conversation land on one side.
+    """
+    digest = hashlib.sha256(conversation.encode("utf-8", "surrogatepass")).digest()
+    share = int.from_bytes(digest[:8], "big") / 2**64
+    return "validation" if share < validation_fraction else "train"
+
+
+def _given_points(example: TrainingExample, *, keep_rejected: bool) -> list[DecisionPoint]:
+    place, preference = example.decision_idx, "" if example.rejected is None else "chosen"
+    continuations = example.continuations or [example.continuation]
+    sampled = example.continuations_ids or [example.continuation_ids]
+    points: list[DecisionPoint] = []
+    for continuation, ids in zip_longest(continuations, sampled[: len(continuations)]):
+        own_ids = None if ids is None else tuple(ids)
+        points.append(DecisionPoint(example, place, continuation, own_ids, preference))
+    if example.rejected is not None and keep_rejected:
+        points.append(DecisionPoint(example, place, example.rejected, None, "rejected"))
+    return points
+
+
+def _is_decision(example: TrainingExample, index: int) -> bool:
+    """True for an assistant message with something before it and a weight that is not 0."""
+    messages, weights = example.messages or [], example.message_weights
+    is_assistant = index > 0 and messages[index].get("role") == "assistant"
+    return is_assistant and (weights is None or weights[index] != 0)

@@ -1,1 +1,0 @@
-"""The context-frozen forward and backward for a transformers model."""

@@ -1,1 +1,0 @@
-"""Sets on the Hugging Face Hub: push and pull."""

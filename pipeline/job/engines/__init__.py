@@ -1,0 +1,1 @@
+"""Engines that run a job's tasks on many machines."""

@@ -1,0 +1,1 @@
+"""Input files -> lines: byte-exact, every one accounted for."""

@@ -1,0 +1,216 @@
+"""Files of others read in a process of their own, whose memory and silence are bounded.
+
+A Parquet file of 2 KB can hold gigabytes, and a lying Arrow file can kill the process that follows
+its offsets. Both end a process here that holds nothing else, and its end is an error for the caller.
+The process is kept for the next file, since starting one takes a quarter of a second; without work
+it ends by itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, Final, TypeVar
+
+from pipeline.errors import ContextFrozenError, excerpt_of
+
+MEMORY_BYTES: Final = 2 * 2**30
+"""Memory that such a process may have, files that it maps not counted. The largest batches of honest
+files are some hundred megabytes."""
+SILENCE_SECONDS: Final = 120.0
+"""How long it may be at one part of a file. Parts are some megabytes."""
+
+_IDLE_SECONDS: Final = 20.0
+_AHEAD: Final = 2
+"""Parts that are made before the first of them is taken."""
+_MAIN: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from pipeline.lines.apart import serve; serve(*map(int, sys.argv[2:]))"
+)
+
+_Part = TypeVar("_Part")
+_Answer = tuple[int, str, Any]
+
+
+class EndedApart(Exception):
+    """The process died, fell silent, or met what nobody expected; the message says which."""
+
+
+def run_apart(task: Callable[..., Iterator[_Part]], *args: Any) -> Iterator[_Part]:
+    """Yield what ``task(*args)`` yields in a process of its own; all of it must pickle.
+
+    Raises the `ContextFrozenError` that the task raises, and `EndedApart` for every other end.
+    """
+    process = _take_process()
+    is_whole = False
+    try:
+        process.begin(task, args)
+        while (part := process.next_part()) is not None:
+            yield part[0]
+        is_whole = True
+    except ContextFrozenError:
+        is_whole = True
+        raise
+    except GeneratorExit:
+        # Who has seen enough leaves the rest: the next request ends it.
+        is_whole = True
+        raise
+    finally:
+        if is_whole:
+            _idle.append(process)
+        else:
+            process.end()
+
+
+class _Process:
+    """The process as its parent sees it."""
+
+    def __init__(self) -> None:
+        self._answers, theirs_out = Pipe(duplex=False)
+        theirs_in, self._requests = Pipe(duplex=False)
+        fds = theirs_in.fileno(), theirs_out.fileno()
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _MAIN, json.dumps(sys.path), *map(str, fds)],
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Memory that Arrow's own allocator has reserved would count against the limit.
+            env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"},
+        )
+        theirs_in.close()
+        theirs_out.close()
+        self._number = 0
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def begin(self, task: Callable[..., Iterator[Any]], args: tuple[Any, ...]) -> None:
+        """Ask for a task; what is left of the one before is given up."""
+        self._number += 1
+        self._send((self._number, task, args))
+
+    def next_part(self) -> tuple[Any] | None:
+        """Return the next part in a tuple, None after the last."""
+        while True:
+            number, kind, value = self._receive()
+            if number != self._number:
+                continue
+            if kind == "part":
+                self._send(None)
+                return (value,)
+            if kind == "end":
+                return None
+            if isinstance(value, ContextFrozenError):
+                raise value
+            raise EndedApart(value)
+
+    def end(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._process.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the process, which ends by itself."""
+        self._answers.close()
+        self._requests.close()
+        # Whose child it is no more, as after a fork, waits for it no more.
+        self._process.returncode = self._process.returncode or 0
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._requests.send(message)
+        except OSError as error:
+            raise EndedApart(self._ending()) from error
+
+    def _receive(self) -> _Answer:
+        try:
+            if not self._answers.poll(SILENCE_SECONDS):
+                raise EndedApart(f"it takes over {SILENCE_SECONDS:.0f} s to read a part of it")
+            return self._answers.recv()
+        except (EOFError, OSError) as error:
+            raise EndedApart(self._ending()) from error
+
+    def _ending(self) -> str:
+        try:
+            code = self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            code = 0
+        if code < 0:
+            return f"reading it ended a process by {signal.Signals(-code).name}"
+        return f"reading it ended a process with exit code {code}"
+
+
+_idle: Final[list[_Process]] = []
+
+
+def _take_process() -> _Process:
+    while _idle:
+        process = _idle.pop()
+        if process.is_alive:
+            return process
+        process.forget()
+    return _Process()
+
+
+def _forget_processes() -> None:
+    while _idle:
+        _idle.pop().forget()
+
+
+# A forked process must not talk to those of its parent.
+os.register_at_fork(after_in_child=_forget_processes)
+atexit.register(_forget_processes)
+
+
+def serve(requests_fd: int, answers_fd: int) -> None:
+    """Do what the parent asks for, until it is gone or silent: all that the process does."""
+    # The parent hears Ctrl-C, and its end is ours.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    requests, answers = Connection(requests_fd), Connection(answers_fd)
+    request: Any = None
+    try:
+        while request is not None or requests.poll(_IDLE_SECONDS):
+            request = request or requests.recv()
+            # What the parent takes after the last part of a task counts for nothing.
+            request = _answer(request, requests, answers) if request else None
+    except (EOFError, OSError):
+        return
+
+
+def _answer(request: Any, requests: Connection, answers: Connection) -> Any:
+    """Send the parts of one task; return the request that came before it was done, if any."""
+    number, task, args = request
+    ahead = _AHEAD
+    try:
+        for part in task(*args):
+            while not ahead or requests.poll():
+                message = requests.recv()
+                if message is not None:
+                    return message
+                ahead += 1
+            answers.send((number, "part", part))
+            ahead -= 1
+    except (EOFError, BrokenPipeError):
+        raise
+    except ContextFrozenError as error:
+        answers.send((number, "error", error))
+    except MemoryError:
+        reason = f"a part of it takes over {MEMORY_BYTES >> 30} GiB of memory"
+        answers.send((number, "error", reason))
+    except Exception as error:  # noqa: BLE001 (nothing goes on here: the parent raises it)
+        answers.send((number, "error", excerpt_of(f"{type(error).__name__}: {error}")))
+    else:
+        answers.send((number, "end", None))
+    return None

@@ -1,0 +1,1 @@
+"""A request -> the prompt that the server renders."""

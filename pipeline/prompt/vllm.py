@@ -1,0 +1,277 @@
+"""``server: vllm``: what ``POST /v1/chat/completions`` of vLLM 0.33.0 makes of a request.
+
+The rules stand in the order in which they act: messages and tools (``vllm_messages``), the template
+and its content form, the template kwargs, the developer role, the render. File names in docstrings
+are those of the vLLM 0.33.0 wheel. ``tests/parity`` proves them against answers of the real server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import Rejected
+from pipeline.prompt.chat_template import ChatTemplate, ChatTemplates
+from pipeline.prompt.clock import CLOCK_FUNCTION, FixedClock
+from pipeline.prompt.options import (
+    Reader,
+    choice_of,
+    read_flag,
+    read_mapping,
+    read_moment,
+    read_options,
+)
+from pipeline.prompt.renderers import refuse_renderer, vllm_renderer_without_jinja
+from pipeline.prompt.request import SERVER_VERSIONS, ChatRequest, Dialect, Rendering
+from pipeline.prompt.shape import expect_list, expect_object
+from pipeline.prompt.template_facts import ContentForm, TemplateFacts, read_template_facts
+from pipeline.prompt.template_kwargs import CALL_PARAMETERS, split_template_kwargs
+from pipeline.prompt.vllm_messages import Conversation, fill_call_ids, rewrite_messages
+from pipeline.prompt.vllm_tools import dump_tools
+
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+# The server's own default template kwargs (vllm/entrypoints/common/cli_args.py: cohere_format).
+_SERVER_KWARGS: Mapping[str, Any] = {"cohere_format": "cmd4"}
+# Two ids that pass Mistral's check (nine letters and digits) and cannot be told apart by length.
+_ID_FILLERS = ("call", "turn")
+
+
+@dataclass(frozen=True)
+class VllmDialect:
+    """vLLM 0.33.0 with the flags of the server and the request fields that every client sent.
+
+    ``content_format`` (``--chat-template-content-format``), ``default_chat_template_kwargs``,
+    ``exclude_tools_when_tool_choice_none`` and ``tokenizer_mode`` are the server's;
+    ``tool_choice`` and ``reasoning_effort`` are the request's; ``fixed_date`` is the day that
+    templates read from the clock.
+    """
+
+    content_format: Literal["auto", "string", "openai"] = "auto"
+    exclude_tools_when_tool_choice_none: bool = False
+    tool_choice: Literal["auto", "required", "none"] = "auto"
+    default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reasoning_effort: str | None = None
+    fixed_date: datetime | None = None
+    tokenizer_mode: Literal["auto", "hf"] = "auto"
+    name: str = field(default="vllm", init=False)
+    version: str = field(default=SERVER_VERSIONS["vllm"], init=False)
+
+    @classmethod
+    def from_options(
+        cls, options: Mapping[str, Any], model_type: str | None, folder: Path | None = None
+    ) -> Dialect:
+        """Return the dialect for a model: Harmony's for gpt-oss, the template's for the others.
+
+        ``folder`` is the tokenizer's, whose files tell a Mistral repository and hold Harmony's
+        vocabulary. Raises `UsageError` for an unknown option, and for a model that vLLM renders
+        without its template.
+        """
+        dialect = cls(**read_options("vllm", options, _OPTIONS))
+        if model_type == "gpt_oss":
+            from pipeline.prompt.harmony import HarmonyDialect
+
+            return HarmonyDialect(
+                folder, dialect.reasoning_effort, dialect.fixed_date, dialect.hides_tools
+            )
+        renderer = vllm_renderer_without_jinja(model_type, folder)
+        if renderer is not None and dialect.tokenizer_mode == "auto":
+            raise refuse_renderer("vllm", model_type, renderer)
+        return dialect
+
+    @property
+    def hides_tools(self) -> bool:
+        """True where tools stay out of the prompt (``online_renderer.py``: ``render_chat``)."""
+        return self.exclude_tools_when_tool_choice_none and self.tool_choice == "none"
+
+    def render_prompt(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:
+        """Return the prompt that the server builds, generation prompt included."""
+        rendering = self._render(request, templates, add_generation_prompt=True)
+        if not rendering.text:
+            raise Rejected(
+                "empty_context", "the template renders nothing; vLLM refuses an empty prompt"
+            )
+        return rendering
+
+    def render_turn(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:
+        """Return the text of a finished conversation, without a generation prompt."""
+        return self._render(request, templates, add_generation_prompt=False)
+
+    def _render(
+        self, request: ChatRequest, templates: ChatTemplates, *, add_generation_prompt: bool
+    ) -> Rendering:
+        plan = request.shared.once(
+            "vllm plan",
+            lambda: self._plan(request, templates),
+            self,
+            templates,
+            request.tools,
+            request.chat_template_kwargs,
+        )
+        known = request.shared.table(f"vllm messages, {plan.form}")
+        rewritten = rewrite_messages(request.messages, plan.form, known)
+
+        def render(conversation: Conversation) -> str:
+            return plan.template.render(
+                conversation,
+                tools=plan.tools,
+                documents=plan.documents,
+                add_generation_prompt=add_generation_prompt,
+                **plan.variables,
+            )
+
+        conversation = place_developer_messages(rewritten.conversation, plan.facts)
+        text = render_any_ids(render, conversation) if rewritten.lacks_ids else render(conversation)
+        return Rendering(text, ("arguments_coerced",) if rewritten.arguments_coerced else ())
+
+    def _plan(self, request: ChatRequest, templates: ChatTemplates) -> _RenderPlan:
+        kwargs = merge_template_kwargs(
+            self.default_chat_template_kwargs,
+            None if self.hides_tools else dump_tools(request.tools),
+            expect_object(request.chat_template_kwargs, "chat_template_kwargs"),
+            self.reasoning_effort,
+        )
+        tools = read_tool_dicts(kwargs.pop("tools", None))
+        template = templates.for_request(has_tools=tools is not None)
+        facts = read_template_facts(template.source)
+        call = split_template_kwargs(keep_accepted_kwargs(kwargs, facts))
+        return _RenderPlan(
+            template,
+            facts,
+            facts.content_form if self.content_format == "auto" else self.content_format,
+            tools,
+            call.documents,
+            {CLOCK_FUNCTION: FixedClock(self.fixed_date), **call.variables},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _RenderPlan:
+    """What a render needs beside its messages: requests with the same tools and kwargs share it."""
+
+    template: ChatTemplate
+    facts: TemplateFacts
+    form: ContentForm
+    tools: list[dict[str, Any]] | None
+    documents: list[dict[str, Any]] | None
+    variables: dict[str, Any]
+
+
+_OPTIONS: Mapping[str, Reader] = {
+    "content_format": choice_of("auto", "string", "openai"),
+    "exclude_tools_when_tool_choice_none": read_flag,
+    "tool_choice": choice_of("auto", "required", "none"),
+    "default_chat_template_kwargs": read_mapping,
+    "reasoning_effort": choice_of(*REASONING_EFFORTS),
+    "fixed_date": read_moment,
+    "tokenizer_mode": choice_of("auto", "hf"),
+}
+
+
+def merge_template_kwargs(
+    defaults: Mapping[str, Any],
+    tools: list[dict[str, Any]] | None,
+    asked: Mapping[str, Any],
+    reasoning_effort: str | None,
+) -> dict[str, Any]:
+    """Return the template kwargs: the server's defaults, the tools, what the request asked for.
+
+    Later ones win. A request's null and ``"auto"`` count as not asked. The request's
+    ``reasoning_effort`` field wins over the kwarg and turns thinking on (off for ``none``) unless
+    ``enable_thinking`` was asked for. Whether to add a generation prompt is never the kwargs' to say.
+
+    ``vllm/entrypoints/openai/chat_completion/protocol.py``: ``build_chat_params``;
+    ``vllm/renderers/params.py``: ``merge_kwargs``, ``with_defaults``.
+    """
+    fields: dict[str, Any] = {}
+    if reasoning_effort is not None:
+        fields["reasoning_effort"] = reasoning_effort
+        if "enable_thinking" not in asked:
+            fields["enable_thinking"] = reasoning_effort != "none"
+    merged = {**_SERVER_KWARGS, **defaults}
+    if tools is not None:
+        merged["tools"] = tools
+    merged |= {
+        name: value for name, value in {**asked, **fields}.items() if value not in (None, "auto")
+    }
+    if "chat_template" in merged:
+        raise Rejected(
+            "server_refused",
+            "chat_template_kwargs: vLLM refuses a chat_template in a request; give chat_template: FILE",
+        )
+    for name in ("add_generation_prompt", "continue_final_message", "tokenize"):
+        merged.pop(name, None)
+    return merged
+
+
+def keep_accepted_kwargs(kwargs: Mapping[str, Any], facts: TemplateFacts) -> dict[str, Any]:
+    """Return the kwargs that the template takes from outside or that transformers' call declares.
+
+    ``vllm/renderers/hf.py``: ``resolve_chat_template_kwargs``.
+    """
+    accepted = facts.variables | CALL_PARAMETERS
+    return {name: value for name, value in kwargs.items() if name in accepted}
+
+
+def read_tool_dicts(tools: object) -> list[dict[str, Any]] | None:
+    """Return the tools that reach the template; a ``tools`` kwarg comes here as it was given."""
+    if tools is None:
+        return None
+    listed = expect_list(tools, "tools")
+    return [dict(expect_object(tool, f"tools[{index}]")) for index, tool in enumerate(listed)]
+
+
+def place_developer_messages(conversation: Conversation, facts: TemplateFacts) -> Conversation:
+    """Return the conversation with developer messages as system messages, merged to the front.
+
+    Only for a template that never names the role in quotes.
+
+    ``vllm/renderers/hf.py``: ``_detect_developer_role_support``, ``_convert_developer_to_system``.
+    """
+    if facts.names_developer or "developer" not in [message["role"] for message in conversation]:
+        return conversation
+    return merge_system_messages(
+        [
+            {key: value for key, value in message.items() if key != "tools"} | {"role": "system"}
+            if message["role"] == "developer"
+            else message
+            for message in conversation
+        ]
+    )
+
+
+def merge_system_messages(conversation: Conversation) -> Conversation:
+    """Return the conversation with one system message, first, where one stands further down.
+
+    Their texts are joined by an empty line; the merged content is text in both content forms.
+
+    ``vllm/renderers/hf.py``: ``_consolidate_system_messages``.
+    """
+    if all(message["role"] != "system" for message in conversation[1:]):
+        return conversation
+    systems = [message["content"] for message in conversation if message["role"] == "system"]
+    texts = [
+        content
+        if isinstance(content, str)
+        else "\n".join(part["text"] for part in content if "text" in part)
+        for content in systems
+    ]
+    merged = {"role": "system", "content": "\n\n".join(text for text in texts if text)}
+    return [merged, *(message for message in conversation if message["role"] != "system")]
+
+
+def render_any_ids(render: Callable[[Conversation], str], conversation: Conversation) -> str:
+    """Return the prompt of a conversation with calls that lack an id, if no id shows in it.
+
+    vLLM demands an id, so the client had one that the log lost.
+    """
+    first, second = (render(fill_call_ids(conversation, filler)) for filler in _ID_FILLERS)
+    if first != second:
+        raise Rejected(
+            "server_refused",
+            "a tool call has no id, vLLM demands one, and this template prints it; give every call its id",
+        )
+    return first

@@ -1,0 +1,1 @@
+"""Decision points -> rows: context, boundary, length policy, table."""

@@ -1,0 +1,192 @@
+"""The function that a shard's batches go through: lines in, a table of rows out.
+
+Every decision point of a line is a row or a reject, and a line that is no example is a reject as
+well, so nothing is lost between lines and rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.config import PrepareConfig
+from pipeline.errors import Rejected
+from pipeline.examples.decisions import DecisionPoint, assign_split, find_decision_points
+from pipeline.examples.example import read_id
+from pipeline.examples.line_parser import LineParser
+from pipeline.examples.shapes import read_row
+from pipeline.lines.text import SourceLine
+from pipeline.rows.boundary import BoundedRow
+from pipeline.rows.builder import RowBuilder
+from pipeline.rows.shape_counts import ShapeCounts
+from pipeline.rows.table import Provenance, build_table, digest_rows
+from pipeline.types import NUMERIC_COLUMNS, REJECTED, Reject
+
+
+@dataclass(frozen=True, slots=True)
+class MappedLines:
+    """What became of a batch of lines: ``table`` has the columns of `ROW_SCHEMA`.
+
+    ``splits``, ``row_digests`` (see `digest_rows`) and ``line_digests`` (sha256 of the line) have one
+    entry per row; ``rejects`` are in the order of the lines; ``shapes`` counts the lines that were
+    examples.
+    """
+
+    table: pa.Table
+    splits: list[str]
+    row_digests: list[bytes]
+    line_digests: list[bytes]
+    rejects: list[Reject]
+    shapes: ShapeCounts
+
+
+class _Draft(NamedTuple):
+    """A row to be: where it comes from, and its decision point, or why there is none."""
+
+    file: str
+    line: int
+    line_digest: bytes
+    provenance: Provenance
+    point: DecisionPoint | None = None
+    error: Rejected | None = None
+
+    def to_reject(self, error: Rejected) -> Reject:
+        """Return the reject of this draft; where a line has several points it says which."""
+        place = self.provenance.decision_idx
+        where = f"at message {place}: " if place >= 0 else ""
+        reason = where + error.reason
+        return Reject(self.file, self.line, self.provenance.id, error.code, reason, error.excerpt)
+
+
+class RowMapper:
+    """Maps batches of lines, each with the name of its file, to rows and rejects."""
+
+    def __init__(self, config: PrepareConfig, builder: RowBuilder) -> None:
+        self._config = config
+        self._parser = LineParser()
+        self.builder = builder
+
+    def find_points(self, lines: Sequence[tuple[str, SourceLine]]) -> list[DecisionPoint]:
+        """Return the decision points of the lines that are examples."""
+        shapes = ShapeCounts()
+        drafts = (draft for file, line in lines for draft in self._draft_line(file, line, shapes))
+        return [draft.point for draft in drafts if draft.point]
+
+    def __call__(self, lines: Sequence[tuple[str, SourceLine]]) -> MappedLines:
+        """Return the rows and rejects of ``lines``, in order."""
+        shapes = ShapeCounts()
+        drafts = [draft for file, line in lines for draft in self._draft_line(file, line, shapes)]
+        built = iter(self.builder.build([draft.point for draft in drafts if draft.point]))
+        results = [next(built) if draft.point else draft.error for draft in drafts]
+        if self._config.rejected_continuations == "keep":
+            results = _refuse_unpaired(drafts, results)
+        rows: list[BoundedRow] = []
+        kept: list[_Draft] = []
+        rejects: list[Reject] = []
+        for draft, result in zip(drafts, results, strict=True):
+            if isinstance(result, BoundedRow):
+                rows.append(result)
+                kept.append(draft)
+            else:
+                assert result is not None, "a draft without a point has its error"
+                rejects.append(draft.to_reject(result))
+        table = build_table(rows, [draft.provenance for draft in kept])
+        saved = table if self._config.columns == "full" else table.select(NUMERIC_COLUMNS)
+        splits = self._name_splits(kept)
+        digests = digest_rows(saved, splits)
+        line_digests = [draft.line_digest for draft in kept]
+        return MappedLines(table, splits, digests, line_digests, rejects, shapes)
+
+    def _name_unread(self, unread: frozenset[str], line: SourceLine) -> frozenset[str]:
+        """Return the keys of a line that nobody reads; a plain server reads all of a message."""
+        if line.unread_columns:
+            unread = unread.union(line.unread_columns)
+        if self._config.server == "plain":
+            return frozenset(name for name in unread if not name.startswith("messages."))
+        return unread
+
+    def _name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
+        fraction = self._config.validation_fraction
+        return [
+            REJECTED
+            if draft.provenance.preference == REJECTED
+            else assign_split(draft.provenance.conversation, fraction)
+            if fraction
+            else "train"
+            for draft in drafts
+        ]
+
+    def _draft_line(self, file: str, line: SourceLine, shapes: ShapeCounts) -> Iterator[_Draft]:
+        """Yield what a line is to become, as far as it is known before rendering; count its shape."""
+        source = f"{file}:{line.line}"
+        text = line.text
+        if text is None:
+            assert line.reject is not None, "a line has its text or its reject"
+            yield _Draft(file, line.line, b"", _no_provenance(source), error=line.reject)
+            return
+        digest = hashlib.sha256(text.encode()).digest()
+        try:
+            read = read_row(self._parser.parse(text), self._config.format, source)
+            points = find_decision_points(
+                read.example,
+                self._config.decisions,
+                keep_rejected=self._config.rejected_continuations == "keep",
+            )
+        except Rejected as error:
+            nothing = _no_provenance(source, _peek_id(text))
+            yield _Draft(file, line.line, digest, nothing, error=error.without_frames())
+            return
+        shapes.add(read.format, self._name_unread(read.unread, line))
+        for point in points:
+            yield _Draft(file, line.line, digest, _provenance_of(point, source), point)
+
+
+def _refuse_unpaired(
+    drafts: Sequence[_Draft], results: Sequence[BoundedRow | Rejected | None]
+) -> list[BoundedRow | Rejected | None]:
+    """Return the results, the worse continuation of a pair refused where no better one is a row."""
+    better: dict[tuple[str, int, int], BoundedRow | Rejected | None] = {}
+    paired: list[BoundedRow | Rejected | None] = []
+    for draft, result in zip(drafts, results, strict=True):
+        place = (draft.file, draft.line, draft.provenance.decision_idx)
+        partner = better.get(place)
+        if draft.provenance.preference != REJECTED:
+            better[place] = partner if isinstance(partner, BoundedRow) else result
+        elif isinstance(partner, Rejected) and isinstance(result, BoundedRow):
+            reason = f"the better continuation of its pair is rejected: {partner.reason}"
+            result = Rejected(partner.code, reason, partner.excerpt)
+        paired.append(result)
+    return paired
+
+
+def _no_provenance(source: str, id_: str = "") -> Provenance:
+    return Provenance(id_, "", source, -1, "", "", (), 1.0)
+
+
+def _peek_id(text: str) -> str:
+    """Return the id of a line that is no example, as text that UTF-8 can write, or nothing."""
+    try:
+        values: Any = json.loads(text)
+        id_ = read_id(values) if isinstance(values, dict) else ""
+    except (ValueError, RecursionError):
+        return ""
+    return id_.encode("utf-8", "backslashreplace").decode()
+
+
+def _provenance_of(point: DecisionPoint, source: str) -> Provenance:
+    example = point.example
+    return Provenance(
+        id=example.id,
+        conversation=example.conversation or example.id,
+        source=source,
+        decision_idx=-1 if point.decision_idx is None else point.decision_idx,
+        preference=point.preference,
+        reason=example.reason,
+        memories=tuple(example.memories),
+        weight=example.weight,
+    )

@@ -1,0 +1,164 @@
+"""``drop_turns``: whole oldest turns go until the rest, rendered again, fits.
+
+System messages at the start and the last user turn stay; a tool call goes with its results; what
+is kept never begins with a tool's answer. The server would accept the result as a prompt, though
+it never served it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import Rejected
+from pipeline.tokens.encoder import Ids
+from pipeline.types import Message
+
+_PINNED_ROLES = ("system", "developer")
+
+EncodeMessages = Callable[[Sequence[Message]], Ids]
+"""Messages to the ids of their prompt; raises `Rejected` where the server refuses them."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTurns:
+    """What is left of a context: its ids, and how many messages went.
+
+    ``messages`` are those that stay.
+    """
+
+    ids: Ids
+    messages: tuple[Message, ...]
+    dropped_messages: int
+
+
+def find_cuts(messages: Sequence[Message]) -> list[int]:
+    """Return the indices at which a kept suffix may begin, in ascending order.
+
+    Up to the last user turn these are the starts of user turns; after it, the assistant messages
+    that follow it (the user turn itself is pinned then).
+
+    >>> roles = ["system", "user", "assistant", "user", "assistant", "tool", "assistant", "tool"]
+    >>> find_cuts([{"role": role} for role in roles])
+    [3, 6]
+    """
+    roles = [message.get("role") for message in messages]
+    first = _count_pinned(messages)
+    last_user = _find_last_user(messages)
+    cuts: list[int] = []
+    for index in range(first + 1, len(messages)):
+        if last_user is None or index > last_user:
+            # Right after the last user turn nothing between it and the suffix is left to drop.
+            if roles[index] == "assistant" and index - 1 != last_user:
+                cuts.append(index)
+        elif roles[index] == "user" and roles[index - 1] != "user":
+            cuts.append(index)
+    return cuts
+
+
+def keep_from(messages: Sequence[Message], cut: int) -> list[Message]:
+    """Return the pinned messages and the suffix that begins at ``cut``."""
+    pinned = list(messages[: _count_pinned(messages)])
+    last_user = _find_last_user(messages)
+    if last_user is not None and cut > last_user:
+        pinned += messages[_turn_start(messages, last_user) : last_user + 1]
+    return [*pinned, *messages[cut:]]
+
+
+def drop_turns(messages: Sequence[Message], room: int, encode: EncodeMessages) -> KeptTurns | None:
+    """Return the longest kept context of at most ``room`` tokens, or the shortest there is.
+
+    A binary search over the cuts: about log2(turns) renders. A cut that the server refuses counts
+    as one that does not fit. None where there is no turn to drop, or the server refuses every cut.
+    """
+    cuts = find_cuts(messages)
+    fitting: tuple[int, Ids] | None = None
+    shortest: tuple[int, Ids] | None = None
+    low, high = 0, len(cuts)
+    while low < high:
+        middle = (low + high) // 2
+        ids = _encode_if_accepted(encode, keep_from(messages, cuts[middle]))
+        if ids is not None and (shortest is None or len(ids) < len(shortest[1])):
+            shortest = (cuts[middle], ids)
+        if ids is not None and len(ids) <= room:
+            fitting, high = (cuts[middle], ids), middle
+        else:
+            low = middle + 1
+    chosen = fitting or shortest
+    if chosen is None:
+        return None
+    cut, ids = chosen
+    kept = keep_from(messages, cut)
+    return KeptTurns(ids, tuple(kept), len(messages) - len(kept))
+
+
+def cut_inside(ids: Ids, head_len: int, tail_len: int, room: int) -> Ids | None:
+    """Return ``ids`` without the tokens after the head that are too many for ``room``.
+
+    None where there is no head, or no token fits between it and the tail.
+
+    >>> cut_inside(np.arange(8, dtype=np.int32), 2, 1, 5)
+    array([0, 1, 5, 6, 7], dtype=int32)
+    """
+    if not head_len or head_len + tail_len >= room:
+        return None
+    return np.concatenate([ids[:head_len], ids[len(ids) - (room - head_len) :]])
+
+
+def measure_ends(messages: Sequence[Message], ids: Ids, encode: EncodeMessages) -> tuple[int, int]:
+    """Return how many of ``ids``, the prompt of ``messages``, a cut inside must leave alone.
+
+    First those before the oldest turn's content: system messages, tools, its header. Then those
+    after the last content: its end of turn and the generation prompt. (0, 0) where it cannot be
+    told.
+    """
+    oldest = _count_pinned(messages)
+    if oldest >= len(messages):
+        return 0, 0
+    # Two other texts for both contents: what all three renderings begin and end with is not theirs.
+    head_len = tail_len = len(ids)
+    for text in ("\u2021", "0"):
+        changed = [*messages]
+        for place in (oldest, -1):
+            changed[place] = {**messages[place], "content": text}
+        other = _encode_if_accepted(encode, changed)
+        if other is None:
+            return 0, 0
+        head_len = min(head_len, _common_len(ids, other))
+        tail_len = min(tail_len, _common_len(ids[::-1], other[::-1]))
+    return head_len, tail_len
+
+
+def _common_len(left: Ids, right: Ids) -> int:
+    size = min(len(left), len(right))
+    different = np.flatnonzero(left[:size] != right[:size])
+    return int(different[0]) if len(different) else size
+
+
+def _encode_if_accepted(encode: EncodeMessages, messages: Sequence[Message]) -> Ids | None:
+    try:
+        return encode(messages)
+    except Rejected:
+        return None
+
+
+def _count_pinned(messages: Sequence[Message]) -> int:
+    for index, message in enumerate(messages):
+        if message.get("role") not in _PINNED_ROLES:
+            return index
+    return len(messages)
+
+
+def _find_last_user(messages: Sequence[Message]) -> int | None:
+    users = [index for index, message in enumerate(messages) if message.get("role") == "user"]
+    return users[-1] if users else None
+
+
+def _turn_start(messages: Sequence[Message], last_user: int) -> int:
+    """Return where the run of user messages that ends at ``last_user`` begins."""
+    start = last_user
+    while start > 0 and messages[start - 1].get("role") == "user":
+        start -= 1
+    return start

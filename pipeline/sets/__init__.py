@@ -1,0 +1,1 @@
+"""A saved set: folder, seal, digest, load, diff, figures, card."""

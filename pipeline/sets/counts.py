@@ -1,0 +1,108 @@
+"""What a manifest counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.rows.shape_counts import ShapeCounts
+
+_SUMMED: Final = ("total_len", "context_len", "dropped_tokens", "dropped_messages")
+COUNTED: Final = ("flags", *_SUMMED)
+"""The columns of rows that are counted."""
+
+
+@dataclass(slots=True)
+class RowCounts:
+    """Counts of rows: how many, how many were shortened, sums of columns, and flags by name."""
+
+    rows: int = 0
+    shortened: int = 0
+    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SUMMED, 0))
+    flags: dict[str, int] = field(default_factory=dict[str, int])
+
+    @classmethod
+    def from_described(cls, described: Mapping[str, Any]) -> RowCounts:
+        """Return the counts of the rows of a set from those in its manifest (`describe_counts`)."""
+        tokens = described["tokens"]
+        sums = (
+            tokens["total"],
+            tokens["context"],
+            tokens["dropped"],
+            described["dropped_messages"],
+        )
+        return cls(
+            rows=described["rows"],
+            shortened=described["rows_shortened"],
+            sums=dict(zip(_SUMMED, sums, strict=True)),
+            flags=dict(described["by_flag"]),
+        )
+
+    def add(self, table: pa.Table, sign: int = 1) -> None:
+        """Count the rows of a table with the columns `COUNTED`; with ``sign`` -1 no longer."""
+        found = Counter[str](table.column("flags").combine_chunks().flatten().to_pylist())
+        self._add_flags(found, sign)
+        for name in _SUMMED:
+            self.sums[name] += sign * int(np.asarray(table.column(name)).sum())
+        shortened = int(np.count_nonzero(np.asarray(table.column("dropped_tokens"))))
+        self.shortened += sign * shortened
+        self.rows += sign * table.num_rows
+
+    def merge(self, other: RowCounts) -> None:
+        """Add the counts of other rows."""
+        self.rows += other.rows
+        self.shortened += other.shortened
+        for name in _SUMMED:
+            self.sums[name] += other.sums[name]
+        self._add_flags(other.flags, 1)
+
+    def _add_flags(self, found: Mapping[str, int], sign: int) -> None:
+        for flag, number in found.items():
+            self.flags[flag] = self.flags.get(flag, 0) + sign * number
+            if not self.flags[flag]:
+                del self.flags[flag]
+
+
+def describe_counts(
+    lines: int,
+    rows_by_split: Mapping[str, int],
+    codes: Mapping[str, int],
+    counts: Iterable[RowCounts],
+    shapes: Iterable[ShapeCounts] = (),
+) -> dict[str, Any]:
+    """Return the counts of a set, by code and flag, and its tokens.
+
+    ``codes`` counts the rejects. ``points`` = rows + rejects counts the decision points, a line that
+    is no example as one; where each line has one, points = ``lines``.
+    """
+    total = RowCounts()
+    for each in counts:
+        total.merge(each)
+    seen = ShapeCounts()
+    for each in shapes:
+        seen.merge(each)
+    rejects = sum(codes.values())
+    return {
+        "lines": lines,
+        "points": total.rows + rejects,
+        "rows": total.rows,
+        "rows_by_split": dict(rows_by_split),
+        "rejects": rejects,
+        "by_code": dict(sorted(codes.items())),
+        "by_flag": dict(sorted(total.flags.items())),
+        "rows_as_served": total.rows - total.shortened,
+        "rows_shortened": total.shortened,
+        "tokens": {
+            "total": total.sums["total_len"],
+            "context": total.sums["context_len"],
+            "continuation": total.sums["total_len"] - total.sums["context_len"],
+            "dropped": total.sums["dropped_tokens"],
+        },
+        "dropped_messages": total.sums["dropped_messages"],
+        **seen.describe(),
+    }

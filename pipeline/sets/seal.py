@@ -1,0 +1,155 @@
+"""The seal: the record of all that determined the tokens of a set, and its comparison.
+
+Two sets with the same seal hold the same tokens. The part made from files, settings and versions
+(`seal_key`) is cheap, so a finished job is recognised without loading a tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pipeline.config import PrepareConfig
+from pipeline.errors import SealMismatch, UsageError
+from pipeline.prompt.request import SERVER_VERSIONS
+from pipeline.tokens.files import find_tokenizer_folder, hash_tokenizer_files
+
+if TYPE_CHECKING:
+    from pipeline.prompt.chat_template import ChatTemplates
+    from pipeline.tokens.encoder import TextEncoder
+
+SEAL_FORMAT = 2
+"""Raised when the same inputs would no longer give the same rows."""
+
+_REMEDY = "use the tokenizer that the set was made with, or prepare it again"
+
+# Libraries whose release can change a rendered text or an id.
+_VERSIONED = ("context-frozen", "transformers", "tokenizers", "jinja2")
+
+
+def make_seal(config: PrepareConfig, files: Mapping[str, str]) -> dict[str, Any]:
+    """Return the cheap part of the seal.
+
+    ``files`` maps the name of each input file to the sha256 of its bytes on disk. Raises
+    `UsageError` where the tokenizer or the template file is missing.
+    """
+    folder = find_tokenizer_folder(config.tokenizer)
+    seal: dict[str, Any] = {
+        "format": SEAL_FORMAT,
+        "input": [{"name": name, "sha256": digest} for name, digest in files.items()],
+        "tokenizer": {"files": hash_tokenizer_files(folder)},
+        "chat_template": _hash_text_file(config.chat_template),
+        "server": {"name": config.server, "version": SERVER_VERSIONS[config.server]},
+        "settings": config.sealed_settings(),
+        "versions": {name: metadata.version(name) for name in _VERSIONED},
+    }
+    return {**seal, "key": hash_seal(seal)}
+
+
+def hash_seal(seal: Mapping[str, Any]) -> str:
+    """Return the key of a seal, complete or not: the hash of its cheap part."""
+    names = ("format", "input", "chat_template", "server", "settings", "versions")
+    tokenizer = {"files": seal["tokenizer"]["files"]}
+    return hash_json({**{name: seal[name] for name in names}, "tokenizer": tokenizer})
+
+
+def find_seal_difference(made: object, found: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first key at which a saved seal differs from that of a job, and both values.
+
+    Only what makes the key of a seal is compared; None where that is equal.
+    """
+    if not isinstance(made, dict):
+        return "seal", made, found["key"]
+    saved = cast("dict[str, Any]", made)
+    here = {**found, "tokenizer": {"files": found["tokenizer"]["files"]}}
+    there = {name: saved.get(name) for name in here}
+    if isinstance(there["tokenizer"], dict):
+        there["tokenizer"] = {"files": there["tokenizer"].get("files")}
+    return next(find_differences("seal", there, here), None)
+
+
+def find_differences(
+    key: str, planned: object, here: object
+) -> Iterator[tuple[str, object, object]]:
+    """Yield the innermost keys at which two parts of a seal differ, with both values.
+
+    Of a seal and of its tokenizer only what ``here`` has is compared: a seal that was completed has
+    more. Its ``key`` follows from the rest.
+    """
+    if not isinstance(planned, dict) or not isinstance(here, dict):
+        if planned != here:
+            yield key, planned, here
+        return
+    left, right = cast("dict[str, Any]", planned), cast("dict[str, Any]", here)
+    for name in right if key in ("seal", "seal.tokenizer") else {**left, **right}:
+        if name != "key":
+            yield from find_differences(f"{key}.{name}", left.get(name), right.get(name))
+
+
+def complete_seal(
+    seal: Mapping[str, Any], encoder: TextEncoder, templates: ChatTemplates
+) -> dict[str, Any]:
+    """Return the seal with what only a loaded tokenizer can tell: its ids and its templates."""
+    return {
+        **seal,
+        "tokenizer": {**seal["tokenizer"], **describe_encoder(encoder)},
+        "templates": templates.sha256_by_name,
+    }
+
+
+def describe_encoder(encoder: TextEncoder) -> dict[str, Any]:
+    """Return what a loaded tokenizer is known by: class, number of ids, hash of its backend's state."""
+    return {
+        "class": type(encoder.tokenizer).__name__,
+        "vocabulary_size": encoder.vocabulary_size,
+        "backend_sha256": encoder.state_sha256,
+    }
+
+
+def hash_json(value: object) -> str:
+    """Return the sha256 (hex) of a value as canonical JSON: sorted keys, no spaces, ASCII."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file_bytes(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_tokenizer(
+    seal: Mapping[str, Any], encoder: TextEncoder, templates: ChatTemplates
+) -> None:
+    """Refuse a tokenizer or template that is not the one the set was made with.
+
+    Raises `SealMismatch` with the key that differs.
+    """
+    check_encoder(seal, encoder)
+    found = templates.sha256_by_name
+    if seal["chat_template"] is None and seal["templates"] != found:
+        raise SealMismatch("seal.templates", seal["templates"], found, _REMEDY)
+
+
+def check_encoder(seal: Mapping[str, Any], encoder: TextEncoder) -> None:
+    """Refuse a tokenizer whose ids are not those of the set. Raises `SealMismatch`."""
+    # The class may differ: equal backends give equal ids under any class.
+    made: str = seal["tokenizer"]["backend_sha256"]
+    found: str = describe_encoder(encoder)["backend_sha256"]
+    if made != found:
+        raise SealMismatch("seal.tokenizer.backend_sha256", made, found, _REMEDY)
+
+
+def _hash_text_file(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"chat_template: {path}: {error.strerror}; expected a Jinja file"
+        ) from error

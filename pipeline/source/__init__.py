@@ -1,1 +1,0 @@
-"""Input files to lines: paths, archives, strict JSON, tables, and which shape each file has."""

@@ -1,1 +1,0 @@
-"""The chat template: resolved, rendered, and probed for what it does."""

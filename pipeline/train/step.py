@@ -1,0 +1,205 @@
+"""Context-frozen training: the context runs once without gradient, the continuation with it.
+
+Phase 1 runs all context tokens but the last under ``no_grad`` and keeps their keys, values and
+recurrent states. Phase 2 runs from the last context token on, with gradients, against that cache.
+``docs/context-frozen.md`` says what this gradient is and is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+from torch.nn.parallel import DistributedDataParallel
+from transformers.cache_utils import Cache
+
+from pipeline.errors import BadRow, UsageError
+from pipeline.train.batch_checks import check_batch, measure_rows, most_tokens, name_rows
+from pipeline.train.model_support import (
+    ModelInterface,
+    read_interface,
+    read_position_limit,
+    refuse_cache,
+    unwrap,
+)
+from pipeline.train.readonly_cache import ReadOnlyCache
+from pipeline.train.rope import find_turning_ropes, refuse_turning_rows
+from pipeline.types import IGNORE_LABEL
+
+# Recurrent layers of transformers take a segment of one token for a decoding step, which they do
+# not mask (`create_recurrent_attention_mask`), so padding in it would enter the state.
+_MIN_CONTEXT_WIDTH = 2
+
+
+def context_frozen_loss(
+    model: torch.nn.Module, batch: Mapping[str, Any], num_items: float | Tensor | None = None
+) -> Tensor:
+    """Return the loss of a ``split`` or ``grouped`` batch; backward reaches the continuation only.
+
+    ``sum(weight * token loss) / num_items``, where the sum is over trained continuation tokens and
+    ``num_items`` is `count_items` of the whole optimizer step: of all its micro-batches, and of all
+    ranks (then multiply the loss by the number of ranks, since DDP and FSDP average gradients).
+    Default: of this batch alone.
+
+    Works on a transformers causal LM, as it is or under PEFT, DDP or FSDP, in any precision, with
+    or without autocast. Dropout, where the model has some, is on in both phases in training mode.
+    Raises `UnsupportedModel` where the two phases would be wrong, `UsageError` for a batch of
+    another layout or with ids or positions that are no integers, `BadRow` for rows that are longer
+    than the model's positions or have values that no row can have.
+
+    Example::
+
+        batch = ContextFrozenCollator("split")(rows)
+        context_frozen_loss(model, batch).backward()
+    """
+    # A count on a device is not looked at, which would wait for it.
+    is_known = not isinstance(num_items, Tensor) or num_items.device.type == "cpu"
+    if num_items is not None and is_known and not 0 < float(num_items) < float("inf"):
+        raise UsageError(f"num_items is {num_items}; expected the positive count_items of the step")
+    logits = continuation_logits(model, batch)
+    labels = batch["labels"].to(logits.device, torch.int64)
+    token_losses = cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, 1:].flatten(),
+        ignore_index=IGNORE_LABEL,
+        reduction="none",
+    )
+    weights = batch["weights"].to(logits.device)
+    weighted = (token_losses.view(len(labels), -1).sum(dim=1) * weights).sum()
+    return weighted / (count_items(batch) if num_items is None else num_items)
+
+
+def count_items(batch: Mapping[str, Any]) -> Tensor:
+    """Return the sum of weight x trained tokens of a batch: the denominator of its loss.
+
+    float32 [], never 0, on the batch's device, so that nothing waits for it.
+    """
+    # The first column is the last context token, whose label nothing predicts.
+    trained = (batch["labels"][:, 1:] != IGNORE_LABEL).sum(dim=1)
+    return (trained * batch["weights"]).sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def continuation_logits(model: torch.nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Return the logits [K, R, vocabulary] of both phases; column 0 predicts the continuation's
+    first token.
+    """
+    interface = read_interface(model)
+    batch = check_batch(batch)
+    _refuse_foreign_ids(model, batch)
+    _refuse_long_rows(model, batch)
+    batch = _widen_context(batch)
+    cache = _freeze_context(model, interface, batch)
+    reader = ReadOnlyCache(cache, batch.get("context_index"))
+    output = model(
+        **interface.select_inputs(
+            batch["input_ids"], batch["attention_mask"], batch["position_ids"]
+        ),
+        **{interface.cache_name: reader},
+        use_cache=True,
+        return_dict=True,
+    )
+    return output.logits
+
+
+@torch.no_grad()
+def two_phase_error(model: torch.nn.Module, batch: Mapping[str, Any]) -> float:
+    """Return the largest difference between the two-phase logits and those of each row alone.
+
+    Alone is one forward pass over the row, without cache, padding, mask or positions, so that
+    nothing that is wrong with the batch or its positions can be wrong in both. About 1e-6 in
+    float32 for a small model that continues its cache exactly, up to 1e-4 for 30 layers; run it once
+    before training an architecture that ``docs/context-frozen.md`` does not list. Dropout is off
+    meanwhile.
+    """
+    batch = check_batch(batch)
+    lengths = measure_rows(batch)
+    width = batch["context_input_ids"].shape[1]
+    errors: list[float] = []
+    was_training = model.training
+    model.eval()
+    try:
+        logits = continuation_logits(model, batch)
+        for row, (frozen, total) in enumerate(zip(*lengths, strict=True)):
+            context = batch["context_index"][row] if "context_index" in batch else row
+            live = batch["input_ids"][row, : total - frozen]
+            ids = torch.cat([batch["context_input_ids"][context, width - frozen :], live])
+            alone = model(input_ids=ids[None], use_cache=False, return_dict=True).logits[0, frozen:]
+            errors.append((logits[row, : len(live)] - alone).abs().max().item())
+    finally:
+        model.train(was_training)
+    # Not `max` alone, which would pass over a difference that is no number.
+    return float(torch.tensor(errors).max())
+
+
+def _refuse_foreign_ids(model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
+    """Refuse ids that the model has no embedding of; on a device that would wait, and is left to it."""
+    if batch["input_ids"].device.type != "cpu":
+        return
+    inner: Any = unwrap(model)
+    size = getattr(inner.get_input_embeddings(), "num_embeddings", None)
+    for name in ("context_input_ids", "input_ids"):
+        if size is not None and batch[name].numel() and (found := int(batch[name].max())) >= size:
+            raise BadRow(
+                f"{name} holds the id {found}, but {type(inner).__name__} has {size} of them; load "
+                "the model that the set's tokenizer belongs to, or give the collator a pad_token_id"
+            )
+
+
+def _refuse_long_rows(model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
+    """Refuse rows that are longer than the model's positions, or on two sides of a limit in them."""
+    inner = unwrap(model)
+    limit, ropes = read_position_limit(inner), find_turning_ropes(inner)
+    if (limit is None or most_tokens(batch) <= limit) and not ropes:
+        return
+    lengths = measure_rows(batch)
+    long = [place for place, total in enumerate(lengths.total) if total > (limit or total)]
+    if long:
+        raise BadRow(
+            f"{name_rows(long, lengths)}: longer than the {limit} positions of "
+            f"{type(inner).__name__}; prepare the set with max_len {limit}, or leave them out"
+        )
+    refuse_turning_rows(ropes, lengths, type(inner).__name__)
+
+
+def _widen_context(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the batch with a context block of at least two columns, masked ones added in front.
+
+    So an empty frozen part needs no path of its own, and every rank runs both phases, without which
+    FSDP would wait forever.
+    """
+    missing = _MIN_CONTEXT_WIDTH - batch["context_input_ids"].shape[1]
+    if missing <= 0:
+        return batch
+    names = [name for name in batch if name.startswith("context_") and name != "context_index"]
+    widened = {name: pad(batch[name], (missing, 0)) for name in [*names, "attention_mask"]}
+    return {**batch, **widened}
+
+
+@torch.no_grad()
+def _freeze_context(
+    model: torch.nn.Module, interface: ModelInterface, batch: Mapping[str, Any]
+) -> Cache:
+    """Run phase 1 and return its cache: no gradient, and no logits but one token's."""
+    # DDP synchronises buffers at each forward, and phase 1 has nothing to reduce.
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    output = inner(
+        **interface.select_inputs(
+            batch["context_input_ids"],
+            batch["context_attention_mask"],
+            batch["context_position_ids"],
+        ),
+        **interface.least_logits,
+        use_cache=True,
+        return_dict=True,
+    )
+    if torch.is_autocast_enabled(batch["input_ids"].device.type):
+        # Before pytorch PR 165068 (late 2025), autocast kept the weights that it cast here, which
+        # have no gradient, and phase 2 trained nothing through them.
+        torch.clear_autocast_cache()
+    # Some models of others answer in a tuple, whatever `return_dict` says.
+    cache = output.get(interface.cache_name) if isinstance(output, Mapping) else output
+    refuse_cache(model, cache)
+    return cast("Cache", cache)

@@ -1,0 +1,676 @@
+"""Push: what goes to the Hub and what stays, what is refused, and a push that is stopped goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import DatasetCard
+
+from pipeline.cli.command import main
+from pipeline.config import PrepareConfig
+from pipeline.errors import ContextFrozenError, DataRefused, HubFailed, UsageError
+from pipeline.job.prepare import prepare
+from pipeline.sets.card import TAG
+from pipeline.sets.hub.pull import PullChoice, pull_set
+from pipeline.sets.hub.push import PushChoice, Pushed, push_set
+from pipeline.sets.hub.remote_set import UNFINISHED
+from tests.conftest import ROOT, write_lines
+from tests.hub_server import TOKEN, Fault, Hub, Repo, hub_of_this_process
+
+REPO = "team/rows"
+SECRETS = ("reason-of-the-tests", "memory-of-the-tests", "reject-of-the-tests")
+COMMIT = rf"POST /api/datasets/{REPO}/commit"
+UPLOAD = r"PUT /lfs/"
+
+
+def example(id_: str, continuation: str = "Yes.") -> dict[str, Any]:
+    return {
+        "id": id_,
+        "messages": [{"role": "user", "content": f"Is {id_} there?"}],
+        "continuation": continuation,
+        "reason": SECRETS[0],
+        "memories": [SECRETS[1]],
+    }
+
+
+def make_set(folder: Path, *rows: dict[str, Any] | str, **settings: Any) -> Path:
+    folder.mkdir()
+    config = PrepareConfig(
+        input=(str(write_lines(folder / "logs.jsonl", rows)),),
+        tokenizer=str(ROOT / "configs" / "tokenizer"),
+        output=str(folder / "made"),
+        num_proc=1,
+        max_reject_rate=1.0,
+        validation_fraction=0.3,
+        **settings,
+    )
+    return prepare(config).output
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of two splits with one reject, a licence and a report."""
+    folder = tmp_path_factory.mktemp("push") / "home-of-the-tests"
+    rows = [example(f"e{index}") for index in range(12)]
+    return make_set(folder, *rows, SECRETS[2], license="mit", language="en")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another set, without a report."""
+    folder = tmp_path_factory.mktemp("push") / "other"
+    return make_set(folder, *(example(f"o{index}", "No.") for index in range(9)), report=False)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tokenizers_loaded_once: None) -> Iterator[Hub]:
+    with hub_of_this_process(tmp_path / "cache") as hub:
+        yield hub
+
+
+def push(path: Path, repo: str = REPO, **choice: Any) -> Pushed:
+    return push_set(str(path), repo, PushChoice(**choice))
+
+
+def manifest_of(content: bytes | Path) -> dict[str, Any]:
+    return json.loads(content.read_bytes() if isinstance(content, Path) else content)
+
+
+def rows_of(path: Path) -> dict[str, list[Any]]:
+    return {str(name): list(rows) for name, rows in datasets.load_from_disk(str(path)).items()}  # type: ignore[union-attr]
+
+
+def load(repo: str = REPO, config_name: str = "default") -> dict[str, list[Any]]:
+    loaded = datasets.load_dataset(repo, config_name, token=TOKEN)
+    return {str(name): list(rows) for name, rows in loaded.items()}  # type: ignore[union-attr]
+
+
+# ---- what goes where
+
+
+def test_a_push_makes_a_private_repository_with_all_of_the_set(hub: Hub, made: Path) -> None:
+    pushed = push(made)
+    assert not pushed.was_there
+    assert pushed.is_private
+    repo = hub.repos[REPO]
+    assert repo.private
+    assert set(repo.files) - {".gitattributes"} == {
+        "README.md",
+        "data/train-00000-of-00001.parquet",
+        "data/validation-00000-of-00001.parquet",
+        *("examples.sha256", "lengths.png", "manifest.json", "rejects.jsonl", "report.html"),
+    }
+    for name in ("examples.sha256", "lengths.png", "rejects.jsonl", "report.html"):
+        assert repo.files[name] == (made / name).read_bytes()
+    assert load() == rows_of(made)
+
+
+def test_the_card_comes_first_and_the_manifest_last(hub: Hub, made: Path) -> None:
+    push(made)
+    first, rows, last = list(hub.repos[REPO].commits.values())[1:]
+    assert set(first) == {".gitattributes", "README.md", UNFINISHED}
+    assert set(rows) - set(first) == {
+        f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation")
+    }
+    assert "manifest.json" in last
+    assert UNFINISHED not in last
+
+
+def test_the_manifest_there_says_what_the_one_here_says(hub: Hub, made: Path) -> None:
+    push(made)
+    there = manifest_of(hub.repos[REPO].files["manifest.json"])
+    here = manifest_of(made / "manifest.json")
+    for name in ("digest", "seal", "counts", "config"):
+        assert there[name] == here[name]
+    for name, entry in there["files"].items():
+        assert entry["bytes"] == len(hub.repos[REPO].files[name])
+
+
+def test_the_card_on_the_hub_has_the_numbers_of_what_was_pushed(hub: Hub, made: Path) -> None:
+    push(made)
+    card = DatasetCard(hub.repos[REPO].files["README.md"].decode())
+    data, rows = card.data.to_dict(), load()
+    total = sum(map(len, rows.values()))
+    tokens = sum(row["total_len"] for split in rows.values() for row in split)
+    assert (
+        f"| rows | {total} ({len(rows['train'])} train, {len(rows['validation'])} validation) |"
+        in (card.text)
+    )
+    assert f"| tokens | {tokens:,}: " in card.text
+    assert manifest_of(made / "manifest.json")["digest"] in card.text
+    assert {split["name"]: split["num_examples"] for split in data["dataset_info"]["splits"]} == {
+        name: len(split) for name, split in rows.items()
+    }
+    assert data["license"] == "mit"
+    assert data["language"] == ["en"]
+    assert TAG in data["tags"]
+
+
+def texts_of(repo: Repo) -> str:
+    """Return all that a repository ever held, Parquet as its values."""
+    texts: list[str] = []
+    for files in repo.commits.values():
+        for name, content in files.items():
+            if name.endswith(".parquet"):
+                table = pq.read_table(io.BytesIO(content))
+                texts.append(f"{table.column_names} {table.to_pylist()}")
+            texts.append(content.decode("utf-8", "replace"))
+    return "\n".join(texts)
+
+
+def test_what_is_public_does_not_say_where_rows_came_from(hub: Hub, made: Path) -> None:
+    assert not push(made, public=True).is_private
+    repo = hub.repos[REPO]
+    assert not repo.private
+    assert not {"rejects.jsonl", "examples.sha256"} & set(repo.files)
+    assert {"report.html", "lengths.png"} <= set(repo.files)
+    said = texts_of(repo)
+    for secret in (*SECRETS, "home-of-the-tests", "logs.jsonl:", "Is e3 there?"):
+        assert secret not in said
+    assert set(load()["train"][0]) & {"reason", "memories", "source"} == set()
+    there = manifest_of(repo.files["manifest.json"])
+    assert there["left_out"] == {
+        "columns": ["memories", "reason", "source"],
+        "files": ["examples.sha256", "rejects.jsonl"],
+    }
+    assert there["config"]["input"] == ["logs.jsonl"]
+
+
+def test_with_provenance_the_public_set_is_whole(hub: Hub, made: Path) -> None:
+    push(made, public=True, with_provenance=True)
+    assert not hub.repos[REPO].private
+    assert load() == rows_of(made)
+    said = texts_of(hub.repos[REPO])
+    assert all(secret in said for secret in SECRETS)
+
+
+def test_a_set_of_numbers_alone_can_be_public(hub: Hub, tmp_path: Path) -> None:
+    numbers = make_set(tmp_path / "n", *(example(f"e{at}") for at in range(9)), columns="train")
+    push(numbers, public=True)
+    assert load() == rows_of(numbers)
+    assert manifest_of(hub.repos[REPO].files["manifest.json"])["left_out"]["columns"] == []
+
+
+def test_a_split_without_rows_is_neither_saved_nor_pushed(hub: Hub, tmp_path: Path) -> None:
+    # `load_dataset` fails where a split has no rows.
+    one = make_set(tmp_path / "one", example("e0"))
+    assert list(map(len, rows_of(one).values())) == [1]
+    push(one)
+    assert sum(map(len, load().values())) == 1
+    pulled = pull_set(REPO, str(tmp_path / "set"), PullChoice()).output
+    assert rows_of(pulled) == rows_of(one)
+
+
+def test_a_set_without_rows_is_not_pushed(hub: Hub, tmp_path: Path) -> None:
+    empty = make_set(tmp_path / "none", "no example")
+    with pytest.raises(UsageError, match="it has no rows"):
+        push(empty)
+    assert not hub.requests
+
+
+def test_a_public_repository_gets_nothing_unless_that_is_meant(hub: Hub, made: Path) -> None:
+    hub.repos[REPO] = Repo(private=False)
+    with pytest.raises(UsageError, match=r"the repository is public; --public pushes what may be"):
+        push(made)
+    assert set(hub.repos[REPO].files) == {".gitattributes"}
+
+
+def test_a_repository_that_another_made_meanwhile_is_looked_at_too(
+    hub: Hub, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(*_: Any, **__: Any) -> None:
+        hub.repos[REPO] = Repo(private=False)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create)
+    with pytest.raises(UsageError, match="the repository is public"):
+        push(made)
+    assert set(hub.repos[REPO].files) == {".gitattributes"}
+
+
+def test_a_private_repository_stays_private(
+    hub: Hub, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repos[REPO] = Repo(private=True)
+    assert main(["push", str(made), REPO, "--public"]) == 0
+    assert hub.repos[REPO].private
+    assert "rejects.jsonl" not in hub.repos[REPO].files
+    assert "stays private: change that in its settings" in capsys.readouterr().out
+
+
+# ---- again, and others
+
+
+def test_a_second_push_of_the_same_set_sends_nothing(
+    hub: Hub, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(made)
+    before = dict(hub.repos[REPO].commits)
+    assert push(made).was_there
+    assert main(["push", str(made), REPO]) == 0
+    assert "is there already, same seal and digest" in capsys.readouterr().out
+    assert hub.repos[REPO].commits == before
+
+
+def test_another_set_under_the_same_name_is_refused(hub: Hub, made: Path, other: Path) -> None:
+    push(made)
+    before = hub.repos[REPO].files
+    with pytest.raises(UsageError, match=r"is another set \(digest there .* here .*; seal there"):
+        push(other)
+    assert hub.repos[REPO].files == before
+
+
+def test_other_columns_under_the_same_name_are_refused(hub: Hub, made: Path) -> None:
+    hub.repos[REPO] = Repo(private=True)
+    push(made)
+    with pytest.raises(UsageError, match=r"columns left out there none, here memories, reason"):
+        push(made, public=True)
+
+
+def test_overwrite_replaces_the_set_and_all_that_stood_beside_it(
+    hub: Hub, made: Path, other: Path
+) -> None:
+    push(made)
+    push(other, overwrite=True)
+    assert load() == rows_of(other)
+    files = hub.repos[REPO].files
+    assert not {"report.html", "lengths.png"} & set(files)
+    card = files["README.md"].decode()
+    assert manifest_of(made / "manifest.json")["digest"] not in card
+    assert card.count("<!-- context-frozen default ") == 1
+
+
+def test_overwrite_with_fewer_columns_can_be_loaded(hub: Hub, made: Path) -> None:
+    # The features of the old columns in the card would make `load_dataset` fail.
+    hub.repos[REPO] = Repo(private=True)
+    push(made)
+    push(made, public=True, overwrite=True)
+    assert "reason" not in load()["train"][0]
+
+
+def test_several_sets_live_in_one_repository(hub: Hub, made: Path, other: Path) -> None:
+    push(made)
+    push(other, config_name="qwen3")
+    push(made, config_name="llama")
+    assert load() == load(config_name="llama") == rows_of(made)
+    assert load(config_name="qwen3") == rows_of(other)
+    card = hub.repos[REPO].files["README.md"].decode()
+    assert [
+        card.count(f"<!-- context-frozen {name} ") for name in ("default", "qwen3", "llama")
+    ] == [
+        1,
+        1,
+        1,
+    ]
+    for path in (made, other):
+        assert manifest_of(path / "manifest.json")["digest"] in card
+    assert push(other, config_name="qwen3").was_there
+
+
+@pytest.mark.parametrize("name", ["data", "train", "manifest.json", "a/b", "", "../x", "-x", "a b"])
+def test_a_name_that_no_config_can_have_is_refused(hub: Hub, made: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="config_name: found"):
+        push(made, config_name=name)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("repo", ["a/b/c", "team/ro ws", "--x/y"])
+def test_a_name_that_no_repository_can_have_is_refused(hub: Hub, made: Path, repo: str) -> None:
+    with pytest.raises(UsageError, match="expected a repository such as ORG/NAME"):
+        push(made, repo)
+
+
+# ---- repositories of others
+
+
+def foreign_repo(**files: str | bytes) -> Repo:
+    repo = Repo(private=True)
+    encoded = {
+        name: text if isinstance(text, bytes) else text.encode() for name, text in files.items()
+    }
+    repo.commit("main", encoded)
+    return repo
+
+
+FOREIGN_CARD = """\
+---
+license: cc0-1.0
+tags:
+- theirs
+configs:
+- config_name: default
+  data_files: theirs/*
+---
+# Theirs
+
+Words of others.
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"data/train-00000-of-00001.parquet": "x"}, "config default is there and is not a set of"),
+        (
+            {"README.md": FOREIGN_CARD, "theirs/a.parquet": "x"},
+            "config default is there and is not a",
+        ),
+        ({"rows.jsonl": "{}"}, r"it holds files of others \(rows.jsonl\)"),
+        ({"manifest.json": "{}"}, r"it holds files of others \(manifest.json\)"),
+    ],
+)
+def test_data_of_others_are_not_touched(
+    hub: Hub, made: Path, files: dict[str, str], words: str
+) -> None:
+    hub.repos[REPO] = foreign_repo(**files)
+    before = hub.repos[REPO].files
+    with pytest.raises(UsageError, match=words):
+        push(made)
+    assert hub.repos[REPO].files == before
+
+
+def test_a_new_config_leaves_data_and_words_of_others(hub: Hub, made: Path) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": ["theirs"]}), sink)
+    files = {"README.md": FOREIGN_CARD, "theirs/rows.parquet": sink.getvalue()}
+    hub.repos[REPO] = foreign_repo(**files)
+    push(made, config_name="qwen3")
+    card = hub.repos[REPO].files["README.md"].decode()
+    assert "# Theirs\n\nWords of others.\n" in card
+    assert load(config_name="qwen3") == rows_of(made)
+    assert load()["train"] == [{"text": "theirs"}]
+
+
+def test_data_in_another_format_have_no_config_of_ours_beside_them(hub: Hub, made: Path) -> None:
+    # `load_dataset` would read our Parquet files as JSON.
+    hub.repos[REPO] = foreign_repo(**{"README.md": FOREIGN_CARD, "theirs/rows.jsonl": "{}"})
+    with pytest.raises(UsageError, match=r"another format \(theirs/rows.jsonl\).* another REPO"):
+        push(made, config_name="qwen3")
+
+
+def test_overwrite_in_a_repository_of_others_keeps_their_words(hub: Hub, made: Path) -> None:
+    hub.repos[REPO] = foreign_repo(**{"README.md": FOREIGN_CARD, "data/train.parquet": "x"})
+    push(made, overwrite=True)
+    assert "data/train.parquet" not in hub.repos[REPO].files
+    assert "# Theirs\n\nWords of others.\n" in hub.repos[REPO].files["README.md"].decode()
+    assert load() == rows_of(made)
+
+
+def test_a_repository_with_words_alone_is_filled(hub: Hub, made: Path) -> None:
+    hub.repos[REPO] = foreign_repo(**{"README.md": "# To come\n", "LICENSE": "x"})
+    push(made)
+    assert "# To come\n" in hub.repos[REPO].files["README.md"].decode()
+    assert load() == rows_of(made)
+
+
+def test_a_readme_that_cannot_be_read_is_refused(hub: Hub, made: Path) -> None:
+    hub.repos[REPO] = foreign_repo(**{"README.md": "---\na: [\n---\n"})
+    with pytest.raises(UsageError, match=r"README.md of the repository: .* mend it there first"):
+        push(made)
+
+
+# ---- sets that may not go
+
+
+def test_a_damaged_set_is_not_pushed(hub: Hub, made: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(made, tmp_path / "copy")
+    (copy / "rejects.jsonl").write_text("changed")
+    with pytest.raises(DataRefused, match=r"rejects.jsonl: expected .* nothing was pushed"):
+        push(copy)
+    assert not hub.requests
+
+
+def test_without_a_set_nothing_is_pushed(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no manifest.json there"):
+        push(tmp_path)
+
+
+# ---- branches and pull requests
+
+
+def test_a_pull_request_holds_the_whole_push(
+    hub: Hub, made: Path, other: Path, tmp_path: Path
+) -> None:
+    push(made)
+    before = hub.repos[REPO].files
+    pushed = push(other, config_name="new", create_pr=True)
+    assert pushed.revision == "refs/pr/1"
+    assert hub.repos[REPO].files == before
+    assert set(hub.repos[REPO].branches) == {"main", "refs/pr/1"}
+    choice = PullChoice(config_name="new", revision="refs/pr/1")
+    assert rows_of(pull_set(REPO, str(tmp_path / "set"), choice).output) == rows_of(other)
+
+
+def test_a_pull_request_needs_a_repository(hub: Hub, made: Path) -> None:
+    with pytest.raises(UsageError, match="create_pr: team/rows is not there"):
+        push(made, create_pr=True)
+    assert not hub.repos
+
+
+def test_a_branch_is_made_where_it_is_not_there(hub: Hub, made: Path) -> None:
+    hub.repos[REPO] = Repo(private=True)
+    before = hub.repos[REPO].files
+    assert push(made, revision="trial").revision == "trial"
+    assert hub.repos[REPO].files == before
+    assert push(made, revision="trial").was_there
+    assert not push(made).was_there
+
+
+def test_a_branch_is_made_also_where_the_main_one_has_the_set(hub: Hub, made: Path) -> None:
+    push(made)
+    assert push(made, revision="trial").was_there
+    assert hub.repos[REPO].branches["trial"] == hub.repos[REPO].branches["main"]
+
+
+def test_a_pull_request_goes_on_where_it_is_and_is_not_made_up(hub: Hub, made: Path) -> None:
+    hub.repos[REPO] = Repo(private=True)
+    with pytest.raises(HubFailed, match="answered 404"):
+        push(made, revision="refs/pr/1")
+    hub.faults.append(Fault(COMMIT, 500, times=1, after=1))
+    with pytest.raises(HubFailed):
+        push(made, create_pr=True)
+    assert push(made, revision="refs/pr/1").revision == "refs/pr/1"
+    assert set(hub.repos[REPO].branches) == {"main", "refs/pr/1"}
+
+
+# ---- faults
+
+
+def undisturbed(made: Path, tmp_path: Path) -> dict[str, bytes]:
+    with hub_of_this_process(tmp_path / "another cache") as another:
+        push(made)
+        return dict(another.repos[REPO].files)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(UPLOAD, 500, times=99, after=1),
+        Fault(COMMIT, 503, times=99),
+        Fault(COMMIT, 500, times=99, after=1),
+        Fault(COMMIT, 0, times=99, after=2),
+        Fault(r"GET /api/datasets/team/rows/tree/main/data", 502, times=99),
+    ],
+    ids=["second upload", "first commit", "rows", "last commit", "list of files"],
+)
+def test_a_push_that_was_stopped_is_ended_by_the_next_one(
+    hub: Hub, made: Path, tmp_path: Path, fault: Fault
+) -> None:
+    hub.faults.append(fault)
+    with pytest.raises(HubFailed, match="run the same command again"):
+        push(made)
+    if "manifest.json" not in hub.repos[REPO].files and UNFINISHED in hub.repos[REPO].files:
+        with pytest.raises(UsageError, match="was begun and not ended; push it again"):
+            pull_set(REPO, str(tmp_path / "set"), PullChoice())
+    hub.faults.clear()
+    sent = set(hub.blobs)
+    hub.requests.clear()
+    assert not push(made).was_there
+    assert hub.count(UPLOAD) == 2 - len(sent)
+    expected, found = undisturbed(made, tmp_path), dict(hub.repos[REPO].files)
+    cards = [DatasetCard(files.pop("README.md").decode()) for files in (expected, found)]
+    assert found == expected
+    # The order of the keys in the YAML may differ.
+    assert cards[0].data.to_dict() == cards[1].data.to_dict()
+    assert cards[0].text == cards[1].text
+
+
+def test_a_begun_push_of_another_set_is_not_taken_over(hub: Hub, made: Path, other: Path) -> None:
+    hub.faults.append(Fault(COMMIT, 500, times=99, after=1))
+    with pytest.raises(HubFailed):
+        push(made)
+    hub.faults.clear()
+    with pytest.raises(UsageError, match="a push of another set to config default was begun"):
+        push(other)
+    push(other, overwrite=True)
+    assert load() == rows_of(other)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 0], ids=str)
+def test_a_fault_that_passes_is_outlived(hub: Hub, made: Path, status: int) -> None:
+    # 0: the connection is dropped in the middle of the upload.
+    hub.faults.append(Fault(UPLOAD, status, times=2))
+    push(made)
+    assert hub.slept == [1.0, 2.0]
+    assert load() == rows_of(made)
+
+
+def test_the_client_waits_as_long_as_the_hub_asks(hub: Hub, made: Path) -> None:
+    hub.faults.append(Fault(UPLOAD, 429, {"Retry-After": "7"}))
+    push(made)
+    assert hub.slept == [8.0]
+
+
+def test_the_client_gives_up_in_the_end(hub: Hub, made: Path) -> None:
+    hub.faults.append(Fault(UPLOAD, 429, {"Retry-After": "7"}, times=10**6))
+    with pytest.raises(HubFailed, match="answered 429"):
+        push(made)
+    assert hub.slept == [8.0] * 5
+
+
+ANSWERS = {
+    401: "log in with `hf auth login`, or set HF_TOKEN",
+    403: "the token may not do that there",
+    409: "another push is at work there",
+    412: "the repository changed meanwhile",
+    429: "the Hub asks to wait; later, run the same command again",
+    500: "run the same command again",
+    503: "run the same command again",
+    0: "cannot be reached or dropped the connection",
+    418: "see what the Hub says",
+}
+PLACES = {
+    "look": r"GET /api/datasets/",
+    "create": r"POST /api/repos/create",
+    "card": COMMIT,
+    "mode": r"POST /api/datasets/team/rows/preupload",
+    "batch": r"POST /datasets/team/rows.git/info",
+    "upload": UPLOAD,
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "place"),
+    # 409 of a repository that was made meanwhile is no fault.
+    [
+        (status, place)
+        for status in ANSWERS
+        for place in PLACES
+        if (status, place) != (409, "create")
+    ],
+)
+def test_every_answer_of_the_hub_is_an_error_with_a_way_out_and_without_the_token(
+    hub: Hub,
+    other: Path,
+    status: int,
+    place: str,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # A server that says back what it was sent.
+    message = f"not with Bearer {TOKEN}"
+    hub.faults.append(Fault(PLACES[place], status, message=message, times=10**6))
+    assert main(["push", str(other), REPO]) == 1
+    said = capfd.readouterr()
+    assert ANSWERS[status] in said.err
+    assert "push to team/rows" in said.err
+    assert TOKEN not in said.out + said.err + caplog.text
+
+
+def test_the_token_is_in_nothing_that_was_sent_or_written(
+    hub: Hub, made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(made), REPO, "--json"]) == 0
+    assert main(["pull", REPO, str(tmp_path / "set"), "--json"]) == 0
+    said = capfd.readouterr()
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert TOKEN not in said.out + said.err + texts_of(hub.repos[REPO])
+    assert TOKEN.encode() not in written
+
+
+def test_a_wrong_token_is_told_apart_from_a_missing_repository(
+    hub: Hub, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(HubFailed, match=r"answered 401: .*log in with `hf auth login`") as caught:
+        push(made)
+    assert "hf_wrong" not in str(caught.value)
+
+
+def test_offline_nothing_is_tried(hub: Hub, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    close_session()
+    with pytest.raises(HubFailed, match="HF_HUB_OFFLINE is set; unset it"):
+        push(made)
+    assert not hub.requests
+    close_session()
+
+
+def test_rows_that_are_missing_on_the_hub_are_noticed(
+    hub: Hub, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sets.hub.push._push_rows", lambda *_: None)
+    with pytest.raises(HubFailed, match=r"has 0 files of train, not all|answered 404"):
+        push(made)
+    assert "manifest.json" not in hub.repos[REPO].files
+
+
+def test_an_error_of_another_origin_passes_unchanged(
+    hub: Hub, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.sets.hub.push._push_rows", stop)
+    with pytest.raises(OSError, match="No space left") as caught:
+        push(made)
+    assert not isinstance(caught.value, ContextFrozenError)
+
+
+def test_what_was_done_can_be_had_as_json(
+    hub: Hub, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(made), REPO, "--config_name", "qwen3", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    manifest = manifest_of(made / "manifest.json")
+    assert figures == {
+        "repo": REPO,
+        "config_name": "qwen3",
+        "revision": "main",
+        "private": True,
+        "was_there": False,
+        "digest": manifest["digest"],
+        "rows": manifest["counts"]["rows"],
+        "left_out": {"columns": [], "files": []},
+    }

@@ -30,7 +30,7 @@ from pipeline.cli.seeing import (
 )
 from pipeline.cli.sharing import PullOptions, PushOptions, pull, push
 from pipeline.cli.streams import SafeFormatter, Streams, say, say_fault, say_json
-from pipeline.config import config_from_mapping, nearest_known
+from pipeline.config import RowSettings, nearest_known, read_settings
 from pipeline.errors import ContextFrozenError, UsageError, escape_controls, shorten_middle
 
 # Names of unread keys in the summary; manifest.json has them all.
@@ -192,9 +192,9 @@ def run_check(args: Sequence[str]) -> int:
     from pipeline.view.table import print_check
     from pipeline.view.tokenizer import check_tokenizer_and_template
 
-    values = {**dataclasses.asdict(options), "input": "-", "output": "-"}
+    values = dataclasses.asdict(options)
     del values["json"]
-    checked = check_tokenizer_and_template(config_from_mapping(values, "check"))
+    checked = check_tokenizer_and_template(read_settings(RowSettings, values, "check"))
     if options.json:
         say_json(checked.to_dict())
     else:

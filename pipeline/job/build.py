@@ -30,7 +30,7 @@ from pipeline.lines.plan import SourcePlan, SourceShard
 from pipeline.lines.text import SourceLine
 from pipeline.prompt.bounded import BOUNDED_RUNS
 from pipeline.rows.builder import RowBuilder
-from pipeline.rows.line_mapper import RowMapper
+from pipeline.rows.line_mapper import LineMapper
 from pipeline.sets.place import Target, sync_file
 from pipeline.sets.seal import complete_seal, hash_seal
 
@@ -76,7 +76,7 @@ def build_set(
     if earlier:
         target.check_origin(earlier.manifest["seal"])
     check_format(config.format)
-    mapper = RowMapper(config, builder)
+    mapper = LineMapper(config, builder)
     folder = target.open_work(f"{_hash_shard_seal(seal)[:16]}-{plan.key[:8]}")
     try:
         records, reused = _make_shards(config, plan, mapper, folder, seal)
@@ -127,7 +127,7 @@ def _is_small(files: Sequence[SourceFile]) -> bool:
 def _make_shards(
     config: PrepareConfig,
     plan: SourcePlan,
-    mapper: RowMapper,
+    mapper: LineMapper,
     folder: Path,
     seal: Mapping[str, Any],
 ) -> tuple[list[ShardRecord], int]:
@@ -159,7 +159,7 @@ def _make_shards(
     return [done[shard.index] for shard in plan.shards], reused
 
 
-def settle_mapper(mapper: RowMapper, shard: SourceShard) -> None:
+def settle_mapper(mapper: LineMapper, shard: SourceShard) -> None:
     """Let the mapper learn from the first lines of a shard what holds for all of the job."""
     mapper.builder.settle(mapper.find_points(_read_head(shard)))
 
@@ -167,7 +167,7 @@ def settle_mapper(mapper: RowMapper, shard: SourceShard) -> None:
 def encode_shards(
     config: PrepareConfig,
     shards: Sequence[SourceShard],
-    mapper: RowMapper,
+    mapper: LineMapper,
     folder: Path,
     on_batch: OnProgress = lambda progress: None,
 ) -> Iterator[ShardRecord]:

@@ -27,7 +27,7 @@ from pipeline.job.shard_record import ShardRecord, marker_path
 from pipeline.lines.plan import SourceShard
 from pipeline.lines.tables import open_piece
 from pipeline.lines.text import PieceRecord, SourceLine
-from pipeline.rows.line_mapper import MappedLines, RowMapper
+from pipeline.rows.line_mapper import LineMapper, MappedLines
 from pipeline.rows.shape_counts import ShapeCounts
 from pipeline.rows.table import sum_digests
 from pipeline.sets.arrow_file import HashedFile, RowFile, WrittenFile, row_schema
@@ -71,7 +71,7 @@ class Progress:
 
 def encode_shard(
     shard: SourceShard,
-    mapper: RowMapper,
+    mapper: LineMapper,
     config: PrepareConfig,
     folder: Path,
     on_batch: Callable[[Progress], None] = lambda progress: None,

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.lines.text import PieceRecord
+from pipeline.rows.seal import hash_file_bytes
 from pipeline.rows.shape_counts import ShapeCounts
 from pipeline.sets.arrow_file import WrittenFile
 from pipeline.sets.counts import RowCounts
-from pipeline.sets.seal import hash_file_bytes
 
 
 @dataclass(frozen=True, slots=True)

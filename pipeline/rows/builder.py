@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pipeline.answer.emitted import ContinuationSettings, build_continuation
 from pipeline.answer.probe import probe_turns
 from pipeline.answer.turn_facts import TurnFacts
-from pipeline.config import PrepareConfig
+from pipeline.config import RowSettings
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples.decisions import DecisionPoint
 from pipeline.prompt.bounded import BOUNDED_RUNS
@@ -52,14 +52,14 @@ class RowBuilder:
 
     >>> from pipeline.examples.decisions import find_decision_points
     >>> from pipeline.examples.example import TrainingExample
-    >>> builder = RowBuilder(PrepareConfig(input=("x",), tokenizer="configs/tokenizer", output="y"))
+    >>> builder = RowBuilder(RowSettings(tokenizer="configs/tokenizer"))
     >>> example = TrainingExample("a", "2+2=", "4")
     >>> row = builder.build(find_decision_points(example))[0]
     >>> row.context_len < row.total_len
     True
     """
 
-    def __init__(self, config: PrepareConfig) -> None:
+    def __init__(self, config: RowSettings) -> None:
         self._config = config
         self.encoder = TextEncoder.from_path(
             config.tokenizer,

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.answer.marks import find_text_flags
 from pipeline.answer.refusals import explain_refusal
-from pipeline.config import PrepareConfig
+from pipeline.config import RowSettings
 from pipeline.errors import Rejected
 from pipeline.examples.decisions import DecisionPoint
 from pipeline.examples.example import TrainingExample
@@ -45,7 +45,7 @@ class ContextBuilder:
 
     def __init__(
         self,
-        config: PrepareConfig,
+        config: RowSettings,
         encoder: TextEncoder,
         templates: ChatTemplates,
         dialect: Dialect,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.rows.seal import hash_file_bytes, hash_json
 from pipeline.sets.manifest import MANIFEST, lies_inside
-from pipeline.sets.seal import hash_file_bytes, hash_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ import datasets
 import pyarrow as pa
 
 from pipeline.errors import DataRefused
+from pipeline.rows.seal import hash_file_bytes
 from pipeline.sets import layout as set_layout
 from pipeline.sets.arrow_file import RowFile, WrittenFile, row_schema
 from pipeline.sets.damage import hash_manifest
 from pipeline.sets.place import MANIFEST
-from pipeline.sets.seal import hash_file_bytes
 from pipeline.types import row_features
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from pipeline.errors import DataRefused, UsageError, excerpt_of
 from pipeline.lines.bounded_json import NotThatJson, parse_object, read_object
 from pipeline.lines.split_names import is_split_name
-from pipeline.sets.seal import SEAL_FORMAT
+from pipeline.rows.seal import SEAL_FORMAT
 
 REJECTS: Final = "rejects.jsonl"
 """File of a set that holds its rejects."""

@@ -21,7 +21,7 @@ from pipeline import (
 from pipeline.config import PrepareConfig
 from pipeline.errors import BadRow, UsageError
 from pipeline.job.prepare import prepare
-from pipeline.rows.line_mapper import RowMapper
+from pipeline.rows.line_mapper import LineMapper
 from pipeline.rows.table import digest_rows, sum_digests
 from pipeline.sets import seal as seal_module
 from pipeline.sets.diff import compare_sets
@@ -56,7 +56,7 @@ def make_old_set(config: PrepareConfig, format_: int) -> PrepareConfig:
     """Make a set with the worse continuations among the others, as before seal format 2."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seal_module, "SEAL_FORMAT", format_)
-        patch.setattr(RowMapper, "_name_splits", lambda self, drafts: ["train"] * len(drafts))
+        patch.setattr(LineMapper, "_name_splits", lambda self, drafts: ["train"] * len(drafts))
         prepare(config)
     return config
 

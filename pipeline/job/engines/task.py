@@ -99,7 +99,7 @@ def _make_shards(plan: JobPlan, folder: Path, task: int) -> int:
 def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iterator[ShardRecord]:
     # Takes transformers, which a task that has nothing to do, or must not, is spared.
     from pipeline.job.build import encode_shards, load_builder, settle_mapper
-    from pipeline.rows.line_mapper import RowMapper
+    from pipeline.rows.line_mapper import LineMapper
 
     config = replace(plan.config, num_proc=plan.config.cpus_per_task)
     builder = load_builder(config, list(plan.source.sizes))
@@ -107,7 +107,7 @@ def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iter
         check_tokenizer(plan.seal, builder.encoder, builder.templates)
     except SealMismatch as error:
         raise _other_machine(error.key, error.expected, error.found) from error
-    mapper = RowMapper(config, builder)
+    mapper = LineMapper(config, builder)
     settle_mapper(mapper, missing[0])
     # Whoever waits for a task hears nothing of its batches: its workers are watched here.
     yield from encode_shards(config, missing, mapper, folder)

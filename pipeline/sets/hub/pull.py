@@ -18,6 +18,7 @@ import pyarrow.parquet
 from jinja2 import TemplateError
 
 from pipeline.errors import DataRefused, UnreadableFile, UsageError, excerpt_of
+from pipeline.rows.seal import hash_file_bytes
 from pipeline.sets.arrow_file import RowFile, row_schema
 from pipeline.sets.card import PICTURE, write_card
 from pipeline.sets.damage import hash_manifest
@@ -37,7 +38,6 @@ from pipeline.sets.load import verify
 from pipeline.sets.manifest import check_manifest, left_out_of, read_manifest
 from pipeline.sets.place import MANIFEST, Target
 from pipeline.sets.row_files import check_files_of_rows
-from pipeline.sets.seal import hash_file_bytes
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, SPLITS
 from pipeline.view.report import make_report
 

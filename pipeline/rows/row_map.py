@@ -121,6 +121,10 @@ class RowMap:
 
         return LineMapper(self.settings, RowBuilder(self.settings))
 
+    def load(self) -> None:
+        """Load the tokenizer now, which is done at the first batch otherwise."""
+        _ = self.mapper
+
     def map(self, data: _Data, *, num_proc: int | None = None, **options: Any) -> _Data:
         """Return the rows of a `Dataset`, a `DatasetDict` or a streamed one, by its batched ``map``.
 

@@ -154,8 +154,9 @@ def _find_faults_of(folder: Path, tokenizer: str | PreTrainedTokenizerBase | Non
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Refuse a set of which a sealed file is missing or changed. Raises `SealMismatch`."""
     for damage in find_damage(folder, manifest):
-        found = "; ".join(filter(None, (damage.found, damage.rows)))
-        raise SealMismatch(damage.name, damage.expected, found, "fetch or prepare the set again")
+        raise SealMismatch(
+            damage.name, damage.expected, damage.found, "fetch or prepare the set again"
+        )
 
 
 def restore_config(

@@ -40,15 +40,13 @@ class RejectsFile:
             return None
         return path
 
-    def write(self, parts: Iterable[Path]) -> Path:
-        """Write ``parts`` one after the other in the place of the earlier rejects; return where."""
+    def write(self, lines: Iterable[str]) -> Path:
+        """Write ``lines`` in the place of the earlier rejects; return where."""
         earlier = self.find()
         path = earlier or self._find_free_name()
         partial = self._work / ".rejects.jsonl"
-        with partial.open("wb") as joined:
-            for part in parts:
-                with part.open("rb") as file:
-                    shutil.copyfileobj(file, joined, 2**20)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
         sha256 = _hash_file(partial)
         # Until the exchange is done either may stand there.
         self._write_note(path, [sha256, *([_hash_file(earlier)] if earlier else [])])

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 from pipeline.errors import ContextFrozenError, SealMismatch, UsageError, excerpt_of
 from pipeline.job.engines.failure import Failure
 from pipeline.job.engines.plan_file import JobPlan
-from pipeline.job.shard_record import ShardRecord, read_finished
+from pipeline.job.shard_record import ShardRecord, read_finished, rows_path
 from pipeline.lines.plan import SourceShard
 from pipeline.sets.marks import marked_as_running
 from pipeline.sets.place import sync_file
@@ -35,7 +35,7 @@ def run_task(plan_path: Path, task: int) -> int:
 
     Raises `UsageError` where this machine would make other rows than the one that planned (the key
     of the seal that differs is named), and for input that is not what was planned; else what
-    `pipeline.job.shard.encode_shard` raises. Why it failed is left beside the plan too.
+    `pipeline.job.shard.map_shard` raises. Why it failed is left beside the plan too.
     """
     failure = Failure.path(plan_path.parent, task)
     failure.unlink(missing_ok=True)
@@ -90,27 +90,25 @@ def _make_shards(plan: JobPlan, folder: Path, task: int) -> int:
         return 0
     check_seal(plan)
     check_sizes(plan, missing)
-    for record in _encode(plan, missing, folder):
-        for file in record.files:
-            sync_file(folder / file.name)
+    for record in _map(plan, missing, folder):
+        sync_file(rows_path(folder, record.index))
     return len(missing)
 
 
-def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iterator[ShardRecord]:
+def _map(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iterator[ShardRecord]:
     # Takes transformers, which a task that has nothing to do, or must not, is spared.
-    from pipeline.job.build import encode_shards, load_builder, settle_mapper
-    from pipeline.rows.line_mapper import LineMapper
+    from pipeline.job.build import load_row_map, map_shards, settle
 
     config = replace(plan.config, num_proc=plan.config.cpus_per_task)
-    builder = load_builder(config, list(plan.source.sizes))
+    row_map = load_row_map(config, list(plan.source.sizes))
+    builder = row_map.mapper.builder
     try:
         check_tokenizer(plan.seal, builder.encoder, builder.templates)
     except SealMismatch as error:
         raise _other_machine(error.key, error.expected, error.found) from error
-    mapper = LineMapper(config, builder)
-    settle_mapper(mapper, missing[0])
+    settle(row_map, missing[0])
     # Whoever waits for a task hears nothing of its batches: its workers are watched here.
-    yield from encode_shards(config, missing, mapper, folder)
+    yield from map_shards(config, missing, row_map, folder)
 
 
 def _other_machine(key: str, planned: object, here: object) -> UsageError:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import tyro
 
@@ -32,6 +32,7 @@ from pipeline.cli.sharing import PullOptions, PushOptions, pull, push
 from pipeline.cli.streams import SafeFormatter, Streams, say, say_fault, say_json
 from pipeline.config import RowSettings, nearest_known, read_settings
 from pipeline.errors import ContextFrozenError, UsageError, escape_controls, shorten_middle
+from pipeline.tokens import without_torch
 
 # Names of unread keys in the summary; manifest.json has them all.
 _KEYS_SHOWN = 12
@@ -366,8 +367,8 @@ def _prepare_libraries(*, may_need_torch: bool = False) -> None:
     only code that comes with a tokenizer may want it.
     """
     if _owns_process and not may_need_torch:
-        sys.modules.setdefault("torch", cast("Any", None))
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        without_torch.leave_out()
     handler = logging.StreamHandler()
     handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -36,6 +36,7 @@ from pipeline.rows.row_map import RowMap
 from pipeline.sets.place import Target, sync_file
 from pipeline.sets.rejects_file import RejectsFile
 from pipeline.sets.seal import complete_seal, hash_seal
+from pipeline.tokens.without_torch import give_back
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def load_row_map(config: PrepareConfig, files: Sequence[SourceFile]) -> RowMap:
         settings = replace(settings, encoder="tokenizers")
     row_map = RowMap(settings=settings, on_reject="keep")
     row_map.load()
+    give_back()
     return row_map
 
 

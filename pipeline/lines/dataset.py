@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import datasets
 import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
 
 from pipeline.errors import ContextFrozenError, Rejected, UsageError
 from pipeline.lines.data_sets import expand_data_sets
@@ -66,7 +67,7 @@ def load_lines(
     )
     try:
         builder.download_and_prepare(num_proc=num_proc)
-    except datasets.exceptions.DatasetGenerationError as error:
+    except DatasetGenerationError as error:
         if isinstance(error.__cause__, ContextFrozenError):
             raise error.__cause__ from None
         raise
@@ -173,7 +174,8 @@ class LinesBuilder(datasets.ArrowBasedBuilder):
         files = cast("_LinesConfig", self.config).files or []
         return [datasets.SplitGenerator(name="train", gen_kwargs={"files": files})]
 
-    def _generate_tables(self, files: Sequence[_FileFacts]) -> Iterator[tuple[Any, pa.Table]]:
+    def _generate_tables(self, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
+        files: Sequence[_FileFacts] = kwargs["files"]
         for number, (path, name, *_) in enumerate(files):
             lines = (
                 (name, line._replace(unread_columns=frozenset()))

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.config import RowSettings
 from pipeline.errors import Rejected
-from pipeline.examples.decisions import DecisionPoint, assign_split, find_decision_points
+from pipeline.examples.decisions import DecisionPoint, find_decision_points, name_split
 from pipeline.examples.example import TrainingExample, read_id
 from pipeline.examples.line_parser import LineParser
 from pipeline.examples.shapes import read_row
@@ -121,11 +121,7 @@ class LineMapper:
     def _name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
         fraction = self._config.validation_fraction
         return [
-            REJECTED
-            if draft.provenance.preference == REJECTED
-            else assign_split(draft.provenance.conversation, fraction)
-            if fraction
-            else "train"
+            name_split(draft.provenance.preference, draft.provenance.conversation, fraction)
             for draft in drafts
         ]
 

@@ -26,8 +26,8 @@ def read_records(batch: pa.Table | Mapping[str, Any]) -> list[SourceLine]:
     >>> read_records({"id": ["a"], "context": ["2+2="], "reason": [None]})[0].text
     '{"id": "a", "context": "2+2="}'
     """
-    table = batch if isinstance(batch, pa.Table) else getattr(batch, "pa_table", None)
-    if isinstance(table, pa.Table):
+    table: Any = batch if isinstance(batch, pa.Table) else getattr(batch, "pa_table", None)
+    if table is not None:
         names, unread = choose_columns(table.schema)
         rows = _read_table(table.select(names))
     else:

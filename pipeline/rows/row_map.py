@@ -156,7 +156,9 @@ class RowMap:
 
     def map_table(self, batch: pa.Table | Mapping[str, Any]) -> pa.Table:
         """Return the rows and rejects of a batch, with the columns of ``on_reject="keep"``."""
-        names = batch.column_names if isinstance(batch, pa.Table) else list(batch)
+        names: list[str] = (
+            cast("Any", batch).column_names if isinstance(batch, pa.Table) else [*batch]
+        )
         if set(LINE_SCHEMA.names) <= set(names):
             lines = read_batch(batch if isinstance(batch, pa.Table) else _table_of_lines(batch))
         else:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 from pipeline.errors import ContextFrozenError, SealMismatch, UsageError, excerpt_of
 from pipeline.job.engines.failure import Failure
@@ -25,6 +25,7 @@ from pipeline.lines.plan import SourceShard
 from pipeline.sets.marks import marked_as_running
 from pipeline.sets.place import sync_file
 from pipeline.sets.seal import check_tokenizer, find_differences, hash_seal, make_seal
+from pipeline.tokens import without_torch
 
 WATCH_INPUT: Final = "--end-with-input"
 """Flag by which a task ends as soon as its standard input does: with the process that started it."""
@@ -138,8 +139,8 @@ def main(args: Sequence[str]) -> int:
     if WATCH_INPUT in args:
         _end_with_input()
     # No task computes with torch, which transformers would import for a second and 190 MB.
-    sys.modules.setdefault("torch", cast("Any", None))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    without_torch.leave_out()
     path, task = Path(rest[0]), int(rest[1])
     try:
         made = run_task(path, task)

@@ -39,6 +39,7 @@ from pipeline.sets.load import verify
 from pipeline.sets.manifest import check_manifest, left_out_of, read_manifest
 from pipeline.sets.place import MANIFEST, Target
 from pipeline.sets.row_files import check_files_of_rows
+from pipeline.tokens.without_torch import give_back
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, SPLITS, row_features
 from pipeline.view.report import make_report
 
@@ -266,6 +267,7 @@ def _read_split(
         schema = _parquet.read_schema(path)
         for name in present:
             _check_type(name, schema)
+    give_back()
     with without_bars():
         packed = datasets.Dataset.from_parquet(
             [str(path) for path in paths], columns=present, cache_dir=str(work)

@@ -150,7 +150,7 @@ def _say_rows(number: int) -> str:
 
 
 def _load_row_map(config: PrepareConfig, files: Sequence[SourceFile]) -> RowMap:
-    from pipeline.job.build import load_row_map
+    from pipeline.job.shards import load_row_map
 
     return load_row_map(config, files)
 

@@ -26,7 +26,8 @@ from pipeline.rows.table import digest_rows, sum_digests
 from pipeline.sets import seal as seal_module
 from pipeline.sets.diff import compare_sets
 from pipeline.sets.hub.pull import PullChoice, pull_set
-from pipeline.sets.hub.push import PushChoice, push_set
+from pipeline.sets.hub.push import push_set
+from pipeline.sets.hub.push_rules import PushChoice
 from pipeline.sets.load import verify
 from tests.conftest import talk, write_lines
 from tests.hub_server import hub_of_this_process

@@ -98,7 +98,7 @@ def _make_shards(plan: JobPlan, folder: Path, task: int) -> int:
 
 def _map(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iterator[ShardRecord]:
     # Takes transformers, which a task that has nothing to do, or must not, is spared.
-    from pipeline.job.build import load_row_map, map_shards, settle
+    from pipeline.job.shards import load_row_map, map_shards, settle
 
     config = replace(plan.config, num_proc=plan.config.cpus_per_task)
     row_map = load_row_map(config, list(plan.source.sizes))

@@ -61,10 +61,13 @@ def write_table(kind: type[Any]) -> str:
 
 
 def read_field_words(kind: type[Any]) -> dict[str, str]:
-    """Return the sentence below each field of a dataclass, as one line."""
+    """Return the sentence below each field of a dataclass and of those it is made of, as one line."""
+    words: dict[str, str] = {}
+    for base in kind.__bases__:
+        if dataclasses.is_dataclass(base):
+            words |= read_field_words(base)
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
-    words: dict[str, str] = {}
     for field, after in zip(body.body, body.body[1:], strict=False):
         if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
             continue

@@ -7,6 +7,7 @@ Two sets with the same seal hold the same tokens. The part made from files, sett
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.config import RowSettings
@@ -63,9 +64,18 @@ def find_differences(
 ) -> Iterator[tuple[str, object, object]]:
     """Yield the innermost keys at which two parts of a seal differ, with both values.
 
+    >>> made = [{"name": "a"}, {"name": "b"}]
+    >>> list(find_differences("seal.input", made, made[:1]))
+    [('seal.input[1]', {'name': 'b'}, None)]
+
     Of a seal and of its tokenizer only what ``here`` has is compared: a seal that was completed has
     more. Its ``key`` follows from the rest.
     """
+    if isinstance(planned, list) and isinstance(here, list):
+        both = zip_longest(cast("list[object]", planned), cast("list[object]", here))
+        for at, (one, other) in enumerate(both):
+            yield from find_differences(f"{key}[{at}]", one, other)
+        return
     if not isinstance(planned, dict) or not isinstance(here, dict):
         if planned != here:
             yield key, planned, here

@@ -21,7 +21,7 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pipeline.errors import UsageError, excerpt_of
+from pipeline.errors import UsageError, excerpt_of, shorten_middle
 from pipeline.tokens.backends import copy_backend, use_one_thread
 from pipeline.tokens.batch import EncodedBatch, Ids, join_rows
 from pipeline.tokens.byte_table import ByteTable, make_byte_table
@@ -110,7 +110,9 @@ class TextEncoder:
         try:
             tokenizer = _load_tokenizer(folder.resolve(), files, trust_remote_code)
         except Exception as error:  # `tokenizers` raises nothing more precise for a torn file.
-            words = " ".join(str(error).split())[:_MOST_WORDS] or type(error).__name__
+            # What it says first and last stays: the remedy of transformers is its last words.
+            said = " ".join(str(error).split()) or type(error).__name__
+            words = shorten_middle(said, _MOST_WORDS)
             raise UsageError(
                 f"tokenizer: {path}: {words}; expected a folder that AutoTokenizer "
                 f"of transformers {transformers.__version__} loads"

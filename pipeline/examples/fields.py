@@ -11,9 +11,9 @@ from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
 from pipeline.examples.foreign_messages import check_message
-from pipeline.examples.key_names import find_meaning, is_bad_verdict, says_untrained
+from pipeline.examples.key_names import find_meaning, is_bad_verdict, is_begun, says_untrained
 from pipeline.examples.nulls import drop_message_nulls, drop_tool_nulls
-from pipeline.examples.outcomes import CUT_SHORT, refuse_outcome
+from pipeline.examples.outcomes import find_kind, refuse_outcome, says_unended
 from pipeline.lines.json_text import parse_value
 from pipeline.lines.known_keys import ANSWERS, ORIGINALS
 from pipeline.types import Message
@@ -28,6 +28,7 @@ _PLAIN_KEYS: Final = frozenset(
     }
 )
 """Keys of a message that are read by whoever renders it, or by `split_weights`."""
+_SAYS_NO_WEIGHT: Final = _PLAIN_KEYS - {"weight"}
 SAYS_WEIGHT: Final = frozenset({"weight", "train", "loss", "finish_reason"})
 _LOST_IN_MESSAGES: Final = frozenset(
     {
@@ -121,8 +122,8 @@ def refuse_message_keys(message: Message, where: str) -> None:
             "expected tool_calls, and results in messages of role tool",
             message,
         )
-    for key in ("prefix", "partial"):
-        if message.get(key) and message.get("role") == "assistant":
+    for key in message.keys() - _PLAIN_KEYS:
+        if message[key] is True and message.get("role") == "assistant" and is_begun(key):
             raise Rejected(
                 "no_end_of_turn",
                 f"{where}.{key}: the beginning of an answer, no turn that the model ended; expected "
@@ -174,16 +175,18 @@ def split_weights(messages: list[Message], name: str) -> tuple[list[Message], li
     of weight 0 is context, never trained), ``train: false`` (axolotl), ``loss: false`` (ms-swift),
     and a ``finish_reason`` that is not the model's own end mean the same.
     """
-    if all(SAYS_WEIGHT.isdisjoint(message) for message in messages):
+    if all(_SAYS_NO_WEIGHT.issuperset(message) for message in messages):
         return messages, None
     weights = [1.0] * len(messages)
     bare: list[Message] = []
     for index, message in enumerate(messages):
         said = SAYS_WEIGHT & message.keys()
-        if not said:
+        outcomes = {key for key in message.keys() - _PLAIN_KEYS if find_kind(key)}
+        if not said and not outcomes:
             bare.append(message)
             continue
-        weight = min(_read_weight_of(message, key, f"{name}[{index}]") for key in sorted(said))
+        keys = sorted(said | outcomes)
+        weight = min(_read_weight_of(message, key, f"{name}[{index}]") for key in keys)
         if message.get("role") == "assistant":
             weights[index] = weight
         bare.append({key: value for key, value in message.items() if key not in said})
@@ -193,8 +196,8 @@ def split_weights(messages: list[Message], name: str) -> tuple[list[Message], li
 def _read_weight_of(message: Message, key: str, where: str) -> float:
     """Return 0.0 where ``key`` takes the message out of what is trained, else 1.0."""
     value = message[key]
-    if key == "finish_reason":
-        return 0.0 if isinstance(value, str) and value in CUT_SHORT else 1.0
+    if find_kind(key):
+        return 0.0 if says_unended(key, value) else 1.0
     is_number = type(value) in (int, float) or (type(value) is bool and key != "weight")
     if not is_number or value not in (0, 1):
         if key == "loss" and type(value) is float:
@@ -220,9 +223,10 @@ def read_continuation(value: Any, name: str) -> str | Message:
         bare = drop_message_nulls({"role": "assistant", **message})
         if not _PLAIN_KEYS.issuperset(bare):
             refuse_message_keys(bare, name)
-            for key in ("finish_reason", "stop_reason"):
-                if key in bare:
-                    refuse_outcome(f"{name}.{key}", key, bare.pop(key))
+            for key in [key for key in bare if key not in _PLAIN_KEYS and find_kind(key)]:
+                refuse_outcome(f"{name}.{key}", key, bare[key])
+                if key in ("finish_reason", "stop_reason"):
+                    del bare[key]
         check_message(bare, name)
         return bare
     raise Rejected("wrong_type", f"{name}: expected text or an assistant message", value)

@@ -86,6 +86,9 @@ _BAD_WORDS: Final = frozenset(
     }
 )
 _MASKED: Final = frozenset({"mask", "masked", "ignore", "ignored", "exclude", "excluded", "skip"})
+_BEGUN: Final = frozenset(
+    {"prefix", "partial", "prefill", "continue", "incomplete", "unfinished", "streaming", "begun"}
+)
 _TRAINED: Final = frozenset({"trainable", "training", "trained", "supervised", "learn", *_VERDICTS})
 _SCORES: Final = frozenset({"rank", "ranking", "score", "reward", "rating"})
 _CHOICES: Final = frozenset({"selected", "preference", "choice", "best", "winner"})
@@ -174,6 +177,19 @@ def says_untrained(name: str, value: object) -> bool:
     if value is True:
         return _last_word(name) in _MASKED
     return value is False and _last_word(name) in _TRAINED
+
+
+@lru_cache(maxsize=4096)
+def is_begun(name: str) -> bool:
+    """Say whether true under this name says that the model was to go on with a message (``prefix``)."""
+    return _last_word(name) in _BEGUN
+
+
+@lru_cache(maxsize=4096)
+def is_mask(name: str) -> bool:
+    """Say whether numbers under this name say which tokens or turns are trained (``train_mask``)."""
+    words = _split_words(name)
+    return bool(words) and words[-1] in ("mask", "weight") and "special" not in words
 
 
 @lru_cache(maxsize=4096)

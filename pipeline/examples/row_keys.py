@@ -13,12 +13,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pipeline.errors import Rejected
-from pipeline.examples.key_names import find_meaning, is_bad_verdict, is_selection, is_strong
+from pipeline.examples.key_names import (
+    find_meaning,
+    is_bad_verdict,
+    is_mask,
+    is_selection,
+    is_strong,
+)
 from pipeline.examples.outcomes import refuse_outcome
 from pipeline.examples.said import (
     Said,
     answers_in,
     holds_an_answer,
+    is_list_of_numbers,
     is_list_of_objects,
     leaves_of,
     looks_like_messages,
@@ -139,8 +146,9 @@ def settle_keys(row: TrackedRow, example: TrainingExample) -> frozenset[str]:
 def _refuse_lost(path: str, name: str, value: Any, said: Said) -> None:
     """Raise `Rejected` where the value of a key that nobody read would be lost."""
     lost = ""
-    if name in KNOWN_KEYS:
+    if not path.startswith("request."):
         refuse_outcome(path + name, name, value)
+    if name in KNOWN_KEYS:
         lost = f"{path}{name}" if _is_lost(name, value, said) else ""
     elif _means_what_is_lost(name, value, said):
         lost = f"{path}{name}"
@@ -194,6 +202,8 @@ def _means_what_is_lost(name: str, value: Any, said: Said) -> bool:
         return not said.holds_tools(value)
     if looks_like_messages(value) and find_meaning(name) not in ("ANSWER", "ORIGINAL"):
         return not all(said.holds_text(text) for text in leaves_of(value))
+    if is_mask(name) and is_list_of_numbers(value):
+        return 0 in value and not said.holds_mask(name, value)
     if said.is_logged and is_bad_verdict(name, value):
         return True
     if said.prefers_one(value) and is_selection(name, of_each=isinstance(value, list)):
@@ -207,7 +217,6 @@ def _is_lost_by_name(name: str, value: Any, said: Said) -> bool:
     if meaning == "decision_idx":
         return type(value) is int
     if meaning in KNOWN_KEYS:
-        refuse_outcome(name, meaning, value)
         return _is_lost(meaning, value, said)
     if not meaning or not holds_an_answer(value):
         return False

@@ -60,7 +60,7 @@ class Said:
             return False
         if type(value) is int:
             return True
-        return _is_list_of_numbers(value) and any(each != value[0] for each in value)
+        return is_list_of_numbers(value) and any(each != value[0] for each in value)
 
     @property
     def _context(self) -> list[Message]:
@@ -86,7 +86,7 @@ class Said:
         ids = example.continuation_ids
         if ids is None or not isinstance(value, list):
             # Names of classes, as data sets have them, mask nothing.
-            return name == "labels" and not _is_list_of_numbers(value)
+            return name == "labels" and not is_list_of_numbers(value)
         context = example.context_ids or []
         listed = [
             int(each) if isinstance(each, bool) else each for each in cast("list[Any]", value)
@@ -177,6 +177,7 @@ def is_list_of_objects(value: Any) -> bool:
     return bool(listed) and all(isinstance(each, dict) for each in listed)
 
 
-def _is_list_of_numbers(value: Any) -> bool:
+def is_list_of_numbers(value: Any) -> bool:
+    """Say whether a value is a list with numbers in it, or with lists."""
     listed = cast("list[Any]", value) if isinstance(value, list) else []
     return any(isinstance(each, int | float | list) for each in listed)

@@ -156,7 +156,7 @@ class ContextBuilder:
             )
         flags = prompt.flags + texts
         if (sampled := _sampled_context(point)) is not None:
-            ids = check_context_ids(sampled, self._encoder.vocabulary_size)
+            ids = check_context_ids(sampled, self._encoder)
             is_raw, flags = True, (*flags, "sampled_ids", *self._compare(point, request, ids))
         elif prompt.ids is not None:
             ids = np.array(prompt.ids, np.int32)

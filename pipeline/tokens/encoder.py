@@ -175,6 +175,16 @@ class TextEncoder:
         return self._special_id("bos_token")
 
     @cached_property
+    def pad_id(self) -> int | None:
+        """Id of the padding token, where the tokenizer names one."""
+        return self._special_id("pad_token")
+
+    @cached_property
+    def pads_alone(self) -> bool:
+        """True where the padding token neither begins nor ends a text."""
+        return self.pad_id not in (None, self.bos_id, self._special_id("eos_token"))
+
+    @cached_property
     def adds_bos(self) -> bool:
         """True where encoding with special tokens puts the BOS in front."""
         ids = self.encode(["x"], add_special_tokens=True)[0]

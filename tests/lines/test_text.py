@@ -347,7 +347,7 @@ def test_the_cure_of_csv_gives_lines_whose_cells_are_the_texts_that_they_were(
     file = write_file(b'id;context\n007;"a ""b""\nc"\n')
     cure = fault_of(file).reason.partition("`")[2].partition("`")[0]
     command = cure.replace("python", sys.executable, 1).replace("FILE.jsonl", "out.jsonl")
-    subprocess.run(command.replace("FILE", "in.jsonl"), shell=True, cwd=tmp_path, check=True)  # noqa: S602
+    subprocess.run(command.replace("FILE", "in.jsonl"), shell=True, cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "out.jsonl").read_text()) == {"id": "007", "context": 'a "b"\nc'}
 
 

@@ -31,7 +31,13 @@ from pipeline.cli.seeing import (
 from pipeline.cli.sharing import PullOptions, PushOptions, pull, push
 from pipeline.cli.streams import SafeFormatter, Streams, say, say_fault, say_json
 from pipeline.config import RowSettings, nearest_known, read_settings
-from pipeline.errors import ContextFrozenError, UsageError, escape_controls, shorten_middle
+from pipeline.errors import (
+    MOST_WORDS,
+    ContextFrozenError,
+    UsageError,
+    escape_controls,
+    shorten_middle,
+)
 from pipeline.tokens import without_torch
 
 # Names of unread keys in the summary; manifest.json has them all.
@@ -274,9 +280,6 @@ VERBS = {
 }
 
 
-_MOST_WORDS = 4000
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -289,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown verb {args[0]!r}{nearest_known(args[0], VERBS)}")
         return verb.run(args[1:])
     except ContextFrozenError as error:
-        words = shorten_middle(escape_controls(str(error), keep="\n"), _MOST_WORDS)
+        words = shorten_middle(escape_controls(str(error), keep="\n"), MOST_WORDS)
         print(f"context-frozen: {words}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:

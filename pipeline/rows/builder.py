@@ -110,10 +110,9 @@ class RowBuilder:
         The template is probed for their kinds of request, and the encoder is checked on their texts:
         last, because it may have to be waited for.
         """
-        # A template that does not come to an end shows that in every point.
+        # A template that does not come to an end shows that in every point, and is waited for once.
         with suppress(OverLimit), BOUNDED_RUNS.limited():
             self.build(points)
-        with suppress(OverLimit), BOUNDED_RUNS.limited():
             self.encoder.settle(text for point in points for text in self._texts_of(point))
 
     def _texts_of(self, point: DecisionPoint) -> Iterator[str]:

@@ -34,7 +34,7 @@ class RejectsFile:
         try:
             note: dict[str, Any] = json.loads(self._note.read_bytes())
             path = self.path.with_name(Path(note["name"]).name)
-            if path.is_symlink() or _hash_file(path) not in note["sha256"]:
+            if path.is_symlink() or not path.is_file() or _hash_file(path) not in note["sha256"]:
                 return None
         except (OSError, ValueError, TypeError, KeyError):
             return None

@@ -17,7 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from pipeline.errors import ContextFrozenError, SealMismatch, UsageError, excerpt_of
+from pipeline.errors import (
+    MOST_WORDS,
+    ContextFrozenError,
+    SealMismatch,
+    UsageError,
+    escape_controls,
+    excerpt_of,
+    shorten_middle,
+)
 from pipeline.job.engines.failure import Failure
 from pipeline.job.engines.plan_file import JobPlan
 from pipeline.job.shard_record import ShardRecord, read_finished, rows_path
@@ -145,7 +153,8 @@ def main(args: Sequence[str]) -> int:
     try:
         made = run_task(path, task)
     except ContextFrozenError as error:
-        print(f"task {task}: {error}", file=sys.stderr)
+        words = shorten_middle(escape_controls(str(error), keep="\n"), MOST_WORDS)
+        print(f"task {task}: {words}", file=sys.stderr)
         return error.exit_code
     print(f"task {task} on {platform.node()}: {made} shards made", file=sys.stderr)
     return 0

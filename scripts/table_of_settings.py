@@ -61,7 +61,15 @@ def write_table(kind: type[Any]) -> str:
 
 
 def read_field_words(kind: type[Any]) -> dict[str, str]:
-    """Return the sentence below each field of a dataclass, as one line."""
+    """Return the sentence below each field of a dataclass and of those that it inherits, as one line."""
+    words: dict[str, str] = {}
+    for owner in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(owner):
+            words |= _read_words_below(owner)
+    return words
+
+
+def _read_words_below(kind: type[Any]) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     words: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Write the tables of settings into docs/cli.md: of each verb, from the fields of its options.
+"""Write the settings into docs/cli.md: of each verb, from the fields of its options.
 
 Run as ``python -m scripts.table_of_settings`` after a setting was added or its words were changed.
 """
@@ -43,25 +43,25 @@ _PLACE: Final = re.compile(
 def fill_page(page: str) -> str:
     """Return the text of the page with the settings of every verb written anew between two comments.
 
-    Those of ``prepare`` are a table; of the other verbs the page has the flags, and ``--help`` the rest.
+    Those of ``prepare`` are a list; of the other verbs the page has the flags, and ``--help`` the rest.
     """
     return _PLACE.sub(lambda place: f"{place['start']}\n{_write_settings(place['verb'])}\n", page)
 
 
 def _write_settings(verb: str) -> str:
     kind = OPTIONS[verb]
-    return write_table(kind) if verb == "prepare" else write_flags(kind)
+    return write_list(kind) if verb == "prepare" else write_flags(kind)
 
 
-def write_table(kind: type[Any]) -> str:
-    """Return the table of a verb's settings: name with default, what it does and may be."""
+def write_list(kind: type[Any]) -> str:
+    """Return the list of a verb's settings: name with default, what it does and may be."""
     words = read_field_words(kind)
     hints = get_type_hints(kind, include_extras=True)
-    lines = ["| setting | |", "|---|---|"]
+    lines: list[str] = []
     for item in _fields_of(kind):
         default = _spell_default(item)
         name = f"`{item.name}` ({default})" if default != "none" else f"`{item.name}`"
-        lines.append(f"| {name} | {words[item.name]}{_choices(hints[item.name])} |")
+        lines.append(f"- {name}: {words[item.name]}{_choices(hints[item.name])}")
     return "\n".join(lines) + "\n"
 
 

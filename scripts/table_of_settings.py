@@ -61,7 +61,9 @@ def write_list(kind: type[Any]) -> str:
     for item in _fields_of(kind):
         default = _spell_default(item)
         name = f"`{item.name}` ({default})" if default != "none" else f"`{item.name}`"
-        lines.append(f"- {name}: {words[item.name]}{_choices(hints[item.name])}")
+        lines.append(
+            f"- {name}: {words[item.name]}{_missing_choices(hints[item.name], words[item.name])}"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -127,6 +129,13 @@ def _spell_default(item: dataclasses.Field[Any]) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     return f"`{' '.join(map(str, default)) if isinstance(default, tuple) else default}`"
+
+
+def _missing_choices(hint: Any, words: str) -> str:
+    """Return the choices, or nothing where the sentence names each of them."""
+    choices = _choices(hint)
+    named = all(re.search(rf"\b{each}\b", words) for each in re.findall(r"`(\w+)`", choices))
+    return "" if named else choices
 
 
 def _choices(hint: Any) -> str:

@@ -71,7 +71,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bundled_examples: Path) -> 
     (folder / "logs.jsonl").write_text("".join(lines[:LOGS]), encoding="utf-8")
     (example,) = [block for block in read_blocks(DOCS / "concepts.md") if block.language == "json"]
     (folder / "sum.jsonl").write_text(example.text, encoding="utf-8")
-    (folder / "torn.jsonl").write_text(example.text[:-30], encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run_quickstart()
@@ -327,16 +326,14 @@ def test_the_settings_of_every_verb_are_those_of_its_options() -> None:
 
 def test_every_reject_code_has_its_remedy_on_the_page_of_troubles() -> None:
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    (codes,) = [
-        rows for rows in tables_of(page) if set(code_spans(rows[0][0])) <= set(REJECT_CODES)
-    ]
-    assert {code.strip("`"): remedy for code, _, remedy in codes} == REJECT_REMEDIES
+    items = re.findall(r"^- `(\w+)`: [^*]+\*([^*]+)\*$", page, re.M)
+    assert {code: " ".join(words.split()) for code, words in items} == REJECT_REMEDIES
 
 
 def test_every_message_on_the_page_of_troubles_is_one_of_ours() -> None:
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    messages = heads_of(page)
-    assert len(messages) > 30
+    messages = [head for head in heads_of(page) if head not in REJECT_CODES]
+    assert len(messages) > 25
     unknown = [text for text in messages if not is_of_the_sources(text)]
     assert unknown == []
 

@@ -1,7 +1,7 @@
 """Licences and known holes of everything that the wheel brings along.
 
 ``python scripts/audit_dependencies.py`` lists each dependency with its licence and ends with 1 where
-one is not known to go with Apache-2.0. ``--write docs/dependencies.md`` keeps the list; ``--holes``
+one is not known to go with Apache-2.0. ``--write FILE.md`` keeps the list; ``--holes``
 also asks pip-audit (``pip install pip-audit``) about the pinned releases.
 """
 
@@ -113,7 +113,7 @@ def format_page(dependencies: Iterable[Dependency]) -> str:
     return (
         "# Dependencies and their licences\n\n"
         "What the wheel and its extras `train` and `harmony` bring along, in the releases of\n"
-        "`constraints.txt`. Made by `python scripts/audit_dependencies.py --write docs/dependencies.md`;\n"
+        "`constraints.txt`. Made by `python scripts/audit_dependencies.py --write FILE.md`;\n"
         "every licence goes with Apache-2.0.\n\n"
         f"| package | release | licence | asked for by |\n|---|---|---|---|\n{rows}\n"
     )

@@ -1,4 +1,4 @@
-"""Write the tables of settings into docs/cli.md: of each verb, from the fields of its options.
+"""Write the settings into docs/cli.md: of each verb, from the fields of its options.
 
 Run as ``python -m scripts.table_of_settings`` after a setting was added or its words were changed.
 """
@@ -41,31 +41,78 @@ _PLACE: Final = re.compile(
 
 
 def fill_page(page: str) -> str:
-    """Return the text of the page with every table written anew between its two comments."""
-    return _PLACE.sub(
-        lambda place: f"{place['start']}\n{write_table(OPTIONS[place['verb']])}\n", page
-    )
+    """Return the text of the page with the settings of every verb written anew between two comments.
+
+    Those of ``prepare`` are a list; of the other verbs the page has the flags, and ``--help`` the rest.
+    """
+    return _PLACE.sub(lambda place: f"{place['start']}\n{_write_settings(place['verb'])}\n", page)
 
 
-def write_table(kind: type[Any]) -> str:
-    """Return the table of one verb's settings: name, default, what it does and may be."""
+def _write_settings(verb: str) -> str:
+    kind = OPTIONS[verb]
+    return write_list(kind) if verb == "prepare" else write_flags(kind)
+
+
+def write_list(kind: type[Any]) -> str:
+    """Return the list of a verb's settings: name with default, what it does and may be."""
     words = read_field_words(kind)
-    lines = ["| setting | default | |", "|---|---|---|"]
     hints = get_type_hints(kind, include_extras=True)
-    for item in dataclasses.fields(kind):
-        is_place = tyro.conf.Positional[str] == hints[item.name]
-        name = item.name.upper() if is_place else item.name
+    lines: list[str] = []
+    for item in _fields_of(kind):
         default = _spell_default(item)
-        lines.append(f"| `{name}` | {default} | {words[item.name]}{_choices(hints[item.name])} |")
+        name = f"`{item.name}` ({default})" if default != "none" else f"`{item.name}`"
+        lines.append(
+            f"- {name}: {words[item.name]}{_missing_choices(hints[item.name], words[item.name])}"
+        )
     return "\n".join(lines) + "\n"
 
 
+def write_flags(kind: type[Any]) -> str:
+    """Return the places and flags of a verb in one paragraph, each flag with its default or its choices."""
+    hints = get_type_hints(kind, include_extras=True)
+    spelt: list[str] = []
+    for item in _fields_of(kind):
+        if tyro.conf.Positional[str] == hints[item.name]:
+            spelt.append(f"`{item.name.upper()}`")
+            continue
+        default, choices = _spell_default(item).strip("`"), _choices(hints[item.name])
+        value = "|".join(re.findall(r"`(\w+)`", choices)) or default
+        flag = f"--{item.name}" if value in ("none", "false") else f"--{item.name} {value}"
+        spelt.append(f"`{flag}`")
+    return textwrap.fill(", ".join(spelt) + ".", 108, break_on_hyphens=False) + "\n"
+
+
+def _fields_of(kind: type[Any]) -> list[dataclasses.Field[Any]]:
+    """Return the fields in the order of the classes that ``kind`` names, required ones first."""
+    order = {
+        name: place
+        for place, owner in enumerate(kind.__mro__)
+        for name in vars(owner).get("__annotations__", {})
+    }
+    return sorted(
+        dataclasses.fields(kind),
+        key=lambda item: (_spell_default(item) != "required", order[item.name]),
+    )
+
+
 def read_field_words(kind: type[Any]) -> dict[str, str]:
+<<<<<<< HEAD
     """Return the sentence below each field of a dataclass and of those it is made of, as one line."""
     words: dict[str, str] = {}
     for base in kind.__bases__:
         if dataclasses.is_dataclass(base):
             words |= read_field_words(base)
+=======
+    """Return the sentence below each field of a dataclass and of those that it inherits, as one line."""
+    words: dict[str, str] = {}
+    for owner in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(owner):
+            words |= _read_words_below(owner)
+    return words
+
+
+def _read_words_below(kind: type[Any]) -> dict[str, str]:
+>>>>>>> docs
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     for field, after in zip(body.body, body.body[1:], strict=False):
@@ -89,6 +136,13 @@ def _spell_default(item: dataclasses.Field[Any]) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     return f"`{' '.join(map(str, default)) if isinstance(default, tuple) else default}`"
+
+
+def _missing_choices(hint: Any, words: str) -> str:
+    """Return the choices, or nothing where the sentence names each of them."""
+    choices = _choices(hint)
+    named = all(re.search(rf"\b{each}\b", words) for each in re.findall(r"`(\w+)`", choices))
+    return "" if named else choices
 
 
 def _choices(hint: Any) -> str:

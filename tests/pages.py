@@ -107,6 +107,12 @@ def tables_of(text: str) -> Iterator[list[list[str]]]:
         yield rows[2:]
 
 
+def heads_of(text: str) -> list[str]:
+    """Return the code span that an item of a list begins with and that a colon ends, of every such item."""
+    items = re.findall(r"^- `([^`]+)`:\s", text, re.M)
+    return [" ".join(item.split()) for item in items]
+
+
 @cache
 def texts_of_the_sources() -> tuple[str, ...]:
     """Return every text of the package's code; what is filled in while it runs is an ellipsis."""

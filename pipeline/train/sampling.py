@@ -109,7 +109,7 @@ class _TokenBudgetSampler(ABC):
         if has_group and torch.distributed.get_world_size() > 1:
             raise UsageError(
                 "the loader of a sampler of its own rank was given to accelerator.prepare, which deals "
-                "batches again; prepare the model and the optimizer alone (docs/trainers.md)"
+                "batches again; prepare the model and the optimizer alone (docs/training.md)"
             )
         raise AttributeError(f"{type(self).__name__} has batches of unlike sizes")
 

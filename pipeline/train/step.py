@@ -2,7 +2,7 @@
 
 Phase 1 runs all context tokens but the last under ``no_grad`` and keeps their keys, values and
 recurrent states. Phase 2 runs from the last context token on, with gradients, against that cache.
-``docs/context-frozen.md`` says what this gradient is and is not.
+``docs/training.md`` says what this gradient is and is not.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def two_phase_error(model: torch.nn.Module, batch: Mapping[str, Any]) -> float:
     Alone is one forward pass over the row, without cache, padding, mask or positions, so that
     nothing that is wrong with the batch or its positions can be wrong in both. About 1e-6 in
     float32 for a small model that continues its cache exactly, up to 1e-4 for 30 layers; run it once
-    before training an architecture that ``docs/context-frozen.md`` does not list. Dropout is off
+    before training an architecture that ``docs/training.md`` does not list. Dropout is off
     meanwhile.
     """
     batch = check_batch(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
 from pipeline.prompt.dialects import load_dialect
 from pipeline.tokens.encoder import TextEncoder
 from pipeline.tokens.files import read_model_type, read_stop_ids
-from scripts.table_of_turns import MORE_VARIABLES, SPECIAL_TOKENS, format_page, probe_folder
+from scripts.table_of_turns import (
+    MORE_VARIABLES,
+    SPECIAL_TOKENS,
+    count_answers,
+    format_page,
+    probe_folder,
+)
 from tests import own_templates as own
 from tests.conftest import require_shared
 from tests.own_templates import DIALECT, facts_of, templates_of
@@ -231,11 +238,16 @@ def test_glm_stops_at_the_next_header_when_its_generation_config_says_so(shared:
     assert (facts.end_of_turn, facts.tool_end) == ("<|user|>", "<|observation|>")
 
 
-def test_the_page_in_docs_is_the_one_that_the_script_writes(
+def test_the_lines_in_docs_are_those_that_the_script_prints(
     facts_by_template: dict[str, TurnFacts], repository: Path
 ) -> None:
-    written = (repository / "docs/end-of-turn.md").read_text("utf-8")
-    assert written == format_page(facts_by_template)
+    page = (repository / "docs/server-parity.md").read_text("utf-8")
+    _, heading, shown = re.split(r"^(\| template \| end of turn \|.*\n)", page, flags=re.M)
+    lines = [heading.rstrip("\n"), *shown.partition("\n\n")[0].splitlines()]
+    printed = format_page(facts_by_template).splitlines()
+    assert len(lines) > 6
+    assert [line for line in lines if line not in printed] == []
+    assert count_answers(facts_by_template) in page
 
 
 def test_the_script_asks_again_with_more_variables_where_a_template_needs_them(

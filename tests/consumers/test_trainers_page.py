@@ -1,4 +1,4 @@
-"""Every snippet of docs/trainers.md runs, in the order of the page."""
+"""Every snippet of docs/training.md runs, in the order of the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.consumers.snippets import run_snippet
 
 SNIPPETS: list[tuple[str, str]] = re.findall(
-    r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / "trainers.md").read_text(), re.M | re.S
+    r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / "training.md").read_text(), re.M | re.S
 )
 ROWS = 20
 

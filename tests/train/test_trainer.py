@@ -262,7 +262,7 @@ def run_trainer(folder: Path) -> dict[str, Any]:
 
 
 def run_accelerate() -> dict[str, Any]:
-    """The loop of docs/trainers.md."""
+    """The loop of docs/training.md."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     accelerator = Accelerator(cpu=True)

@@ -96,13 +96,6 @@ def _fields_of(kind: type[Any]) -> list[dataclasses.Field[Any]]:
 
 
 def read_field_words(kind: type[Any]) -> dict[str, str]:
-<<<<<<< HEAD
-    """Return the sentence below each field of a dataclass and of those it is made of, as one line."""
-    words: dict[str, str] = {}
-    for base in kind.__bases__:
-        if dataclasses.is_dataclass(base):
-            words |= read_field_words(base)
-=======
     """Return the sentence below each field of a dataclass and of those that it inherits, as one line."""
     words: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
@@ -112,7 +105,6 @@ def read_field_words(kind: type[Any]) -> dict[str, str]:
 
 
 def _read_words_below(kind: type[Any]) -> dict[str, str]:
->>>>>>> docs
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     for field, after in zip(body.body, body.body[1:], strict=False):

@@ -105,6 +105,7 @@ def read_field_words(kind: type[Any]) -> dict[str, str]:
 
 
 def _read_words_below(kind: type[Any]) -> dict[str, str]:
+    words: dict[str, str] = {}
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     for field, after in zip(body.body, body.body[1:], strict=False):

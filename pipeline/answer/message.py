@@ -247,8 +247,9 @@ def _find_python(text: str, message: ReadMessage) -> str | None:
     said = [piece.text for piece in name_pieces(message)]
     arguments = [parse_arguments(function_of(call).get("arguments")) for call in message.calls]
     for each in arguments:
-        if isinstance(each, dict) and each and repr(each) in text and repr(each) not in said:
-            return repr(each)
+        printed = repr(each) if isinstance(each, dict) and each else ""
+        if printed and text.count(printed) > sum(piece.count(printed) for piece in said):
+            return printed
     keys = {key for each in arguments for key in leaves_of(each)}
     for match in _PRINTED.finditer(text):
         key = match[0].strip("[{':")

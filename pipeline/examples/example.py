@@ -287,6 +287,7 @@ def find_last_assistant(messages: list[Message], weights: list[float] | None = N
         "missing_field",
         f"continuation: missing, and no message is the assistant's{counted}; "
         "expected one of them to train on",
+        sorted({str(message.get("role")) for message in messages}),
     )
 
 

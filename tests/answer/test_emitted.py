@@ -512,6 +512,20 @@ def test_words_of_the_message_are_no_print_of_python() -> None:
     assert built.flags == ()
 
 
+def test_thought_that_spells_a_call_as_python_is_no_print_of_the_template() -> None:
+    thought = "So I call it with {'door': 'left'}."
+    template = own.CHATML.replace(
+        "{{ m.content or '' }}", "{{ m.reasoning_content }}{{ m.content or '' }}"
+    )
+    call = {**call_of(door="left"), "reasoning_content": thought}
+    written = "{{ (m.tool_calls[0].function.arguments | tojson) if m.tool_calls else '' }}"
+    built = continue_with(template.replace("{{ m.content or '' }}", written), call)
+    assert built.text.startswith(thought)
+    printed = "{{ m.tool_calls[0].function.arguments if m.tool_calls else '' }}"
+    with pytest.raises(Rejected, match="which is Python and no text"):
+        continue_with(template.replace("{{ m.content or '' }}", printed), call)
+
+
 def test_one_part_is_its_text_and_several_are_the_templates_to_join() -> None:
     parts = [{"type": "text", "text": "Left."}, {"type": "text", "text": "Or right."}]
     assert continue_with(own.CHATML, {"content": parts[:1]}) == continue_with(own.CHATML, "Left.")

@@ -102,13 +102,29 @@ def test_without_a_known_end_any_end_will_do() -> None:
 
 
 def test_context_ids_are_checked_too() -> None:
-    assert check_context_ids([0, 5, 1], 6).tolist() == [0, 5, 1]
+    size = encoder().vocabulary_size
+    assert check_context_ids([0, 5, 1], encoder()).tolist() == [0, 5, 1]
     with pytest.raises(Rejected, match="context_ids\\[1\\]: expected an id") as caught:
-        check_context_ids([0, 6], 6)
+        check_context_ids([0, size], encoder())
     assert caught.value.code == "bad_ids"
     with pytest.raises(Rejected) as caught:
-        check_context_ids([], 6)
+        check_context_ids([], encoder())
     assert caught.value.code == "empty_context"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_ids_with_their_padding_are_no_prompt_and_no_answer(side: str) -> None:
+    pad = encoder().pad_id
+    assert pad is not None
+    padding = [pad, pad]
+    whole = [*SPELT, END]
+    with pytest.raises(Rejected, match="padding") as caught:
+        check([*padding, *whole] if side == "left" else [*whole, *padding])
+    assert caught.value.code == "bad_ids"
+    with pytest.raises(Rejected, match="padding"):
+        check_context_ids([*padding, *SPELT] if side == "left" else [*SPELT, *padding], encoder())
+    inside = [*SPELT, *padding, *SPELT]
+    assert check_context_ids(inside, encoder()).tolist() == inside
 
 
 # ---- rows

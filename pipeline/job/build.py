@@ -27,7 +27,7 @@ from pipeline.job.shard_record import ShardRecord, read_finished
 from pipeline.job.workers import OnProgress, run_shards
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import SourcePlan, SourceShard
-from pipeline.lines.text import SourceLine
+from pipeline.lines.text import WATCHED_READS, SourceLine
 from pipeline.prompt.bounded import BOUNDED_RUNS
 from pipeline.rows.builder import RowBuilder
 from pipeline.rows.line_mapper import RowMapper
@@ -182,6 +182,7 @@ def encode_shards(
             BOUNDED_RUNS.use_this_process()
 
     def encode(shard: SourceShard, on_batch: OnProgress) -> ShardRecord:
+        WATCHED_READS.on_read = partial(on_batch, Progress(shard.index, "", 0, 0, 0, 0))
         BOUNDED_RUNS.on_over = partial(_count_over, shard, on_batch, count())
         return encode_shard(shard, mapper, config, folder, on_batch)
 

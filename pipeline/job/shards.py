@@ -18,7 +18,7 @@ from pipeline.job.shard_record import ShardRecord
 from pipeline.job.workers import OnProgress, run_shards
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import SourceShard
-from pipeline.lines.text import SourceLine
+from pipeline.lines.text import WATCHED_READS, SourceLine
 from pipeline.prompt.bounded import BOUNDED_RUNS
 from pipeline.rows.row_map import RowMap
 from pipeline.tokens.without_torch import give_back
@@ -81,6 +81,8 @@ def map_shards(
             BOUNDED_RUNS.use_this_process()
 
     def map_one(shard: SourceShard, on_batch: OnProgress) -> ShardRecord:
+        # While little comes of what is read, a reading counts as a sign of life.
+        WATCHED_READS.on_read = partial(on_batch, Progress(shard.index, "", 0, 0, 0, 0))
         BOUNDED_RUNS.on_over = partial(_count_over, shard, on_batch, count())
         return map_shard(shard, row_map, folder, config.batch_size, on_batch)
 

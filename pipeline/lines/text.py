@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -25,6 +25,21 @@ MAX_LINE_BYTES: Final = 64 * 2**20
 """Limit of a line: no example is that long, and a file without newlines is no JSONL."""
 
 CHUNK_BYTES: Final = 2**20
+
+
+def _do_nothing() -> None:
+    pass
+
+
+@dataclass
+class WatchedReads:
+    """Who is told that this process still reads: blank lines and slow disks give no batch for long."""
+
+    on_read: Callable[[], None] = _do_nothing
+
+
+WATCHED_READS: Final = WatchedReads()
+"""The reads of this process."""
 
 
 class SourceLine(NamedTuple):
@@ -187,6 +202,7 @@ class _Reading:
             ):
                 self._checksum = zlib.crc32(chunk, self._checksum)
                 self._bytes += len(chunk)
+                WATCHED_READS.on_read()
                 yield chunk
 
 

@@ -5,15 +5,16 @@ The page has no clock and no random names: the same set gives the same bytes.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from markupsafe import Markup
 
+from pipeline.lines.bounded_json import NotThatJson, parse_object
 from pipeline.sets import pictures
 from pipeline.sets.figures import GroupFigures, SetFigures
 from pipeline.sets.load import restore_config
@@ -33,6 +34,8 @@ _ROWS: Final = 30
 _TOKENS_OF_PART: Final = 600
 _GROUPS: Final = 300
 _EXAMPLES: Final = 3
+# Of one line; excerpts, ids and reasons are cut before they are written.
+_REJECT_BYTES: Final = 2**20
 _CODE: Final = re.compile(rb'"code": "(\w+)"')
 
 
@@ -189,7 +192,7 @@ def _describe_flags(
 
 
 def _describe_rejects(by_code: Mapping[str, int], path: Path, most: int) -> list[dict[str, Any]]:
-    examples = _read_rejects(by_code, path, most) if by_code and most else {}
+    examples = read_rejects(by_code, path, most) if by_code and most else {}
     return [
         {
             "name": code,
@@ -201,22 +204,28 @@ def _describe_rejects(by_code: Mapping[str, int], path: Path, most: int) -> list
     ]
 
 
-def _read_rejects(
+def read_rejects(
     by_code: Mapping[str, int], path: Path, most: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the first rejects of each code; the file is read no farther than it takes."""
+    """Return the first rejects of each code; the file is read no farther than it takes.
+
+    What is no reject in a file of others is left out.
+    """
     if not path.is_file():
         return {}
     missing = {code: min(number, most) for code, number in by_code.items()}
     examples: dict[str, list[dict[str, Any]]] = {code: [] for code in by_code}
     with path.open("rb") as lines:
-        for line in lines:
+        while line := lines.readline(_REJECT_BYTES):
             # Inside a value its quotes would be escaped.
             code = match[1].decode() if (match := _CODE.search(line)) else ""
             if missing.get(code):
-                missing[code] -= 1
-                reject = json.loads(line)
-                examples[code].append({key: shorten(str(value)) for key, value in reject.items()})
+                with suppress(NotThatJson):
+                    reject = parse_object(line)
+                    missing[code] -= 1
+                    examples[code].append(
+                        {key: shorten(str(value)) for key, value in reject.items()}
+                    )
                 if not any(missing.values()):
                     break
     return examples

@@ -23,6 +23,7 @@ from pipeline.job.workers import OnProgress, run_shards
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import Piece, SourceShard
 from pipeline.lines.text import PieceRecord
+from pipeline.rows.shape_counts import ShapeCounts
 from pipeline.sets.arrow_file import WrittenFile
 from pipeline.sets.counts import RowCounts
 from tests.conftest import ROOT, write_lines
@@ -37,7 +38,9 @@ Encode = Callable[[SourceShard, OnProgress], ShardRecord]
 def record_of(shard: SourceShard, text: str = "") -> ShardRecord:
     file = WrittenFile(text, 0, "", 0)
     pieces = (PieceRecord("in.jsonl", 10, 0),)
-    return ShardRecord(shard.index, pieces, {}, file, file, file, RowCounts(), {}, "")
+    return ShardRecord(
+        shard.index, pieces, {}, file, file, file, RowCounts(), {}, ShapeCounts(), ""
+    )
 
 
 def progress_of(shard: SourceShard, line: int = 0) -> Progress:
@@ -242,6 +245,12 @@ def test_a_worker_that_hangs_is_ended_with_its_shard_and_line_named(
     with pytest.raises(WorkerFailed, match=r"at one batch .*: shard 2: .*, after in\.jsonl:25;"):
         list(run_shards(SHARDS, at_shard(2, lambda: time.sleep(60)), 2, ignore))
     assert time.monotonic() - begun < 20
+
+
+def test_a_single_worker_that_falls_silent_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SILENCE_SECONDS", SILENT)
+    with pytest.raises(WorkerFailed, match=r"at one batch .*: shard 0: "):
+        list(run_shards(SHARDS[:1], at_shard(0, lambda: time.sleep(60)), 1, ignore))
 
 
 def test_a_worker_that_hangs_while_the_others_work_on_is_found(

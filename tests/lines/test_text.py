@@ -365,6 +365,16 @@ def test_lines_of_prose_are_rejects_of_their_own(write_file: WriteFile) -> None:
     assert outcomes(write_file(prose)) == [f"{line}:bad_json" for line in (1, 2, 3)]
 
 
+def test_a_reader_of_blank_lines_shows_that_it_lives(
+    write_file: WriteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    monkeypatch.setattr(source.WATCHED_READS, "on_read", lambda: reads.append(1))
+    monkeypatch.setattr(source, "CHUNK_BYTES", 100)
+    assert outcomes(write_file([*[""] * 5000, ROW_A])) == ["a"]
+    assert len(reads) >= 50
+
+
 def test_a_dict_as_python_writes_it_has_its_own_remedy() -> None:
     with pytest.raises(Rejected, match=r"Python's repr of a dict: write it with json\.dumps"):
         parse_line("{'id': 'a', 'context': None}")

@@ -23,7 +23,7 @@ from pipeline.sets.figures import SetFigures
 from pipeline.sets.load import load, read_manifest
 from pipeline.sets.meanings import FLAG_MEANINGS, REJECT_REMEDIES
 from pipeline.types import FLAGS, REJECT_CODES
-from pipeline.view.report import load_builder, write_report
+from pipeline.view.report import load_builder, read_rejects, write_report
 from tests.conftest import write_lines
 
 HOSTILE = (
@@ -448,3 +448,13 @@ def test_code_that_comes_with_a_tokenizer_is_never_run(quickstart_set: Path) -> 
         with pytest.raises(Stop):
             load_builder(manifest)
     assert seen == [False]
+
+
+def test_lines_of_others_that_are_no_rejects_are_left_out_of_the_page(tmp_path: Path) -> None:
+    path = tmp_path / "rejects.jsonl"
+    good = b'{"file": "a.jsonl", "line": 1, "code": "bad_json", "reason": "r"}\n'
+    mark = b'"code": "bad_json"'
+    broken = [b"{" + mark + b", cut\n", b"[" * 100_000 + mark + b"\n", b"\xff{" + mark + b"}\n"]
+    path.write_bytes(b"".join([*broken, b"[" + mark[8:] + b"]\n", b"x" * 2**21, b"\n", good]))
+    found = read_rejects({"bad_json": 1}, path, 3)
+    assert [each["reason"] for each in found["bad_json"]] == ["r"]

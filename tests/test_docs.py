@@ -12,7 +12,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -32,7 +31,7 @@ from pipeline.sets.meanings import REJECT_REMEDIES
 from pipeline.train.collate import ContextFrozenCollator
 from pipeline.types import FLAGS, REJECT_CODES, ROW_SCHEMA, Reject
 from scripts.table_of_settings import OPTIONS, fill_page
-from tests.conftest import ROOT
+from tests.conftest import ROOT, installed_command
 from tests.hub_server import hub_of_this_process
 from tests.pages import (
     PAGES,
@@ -93,9 +92,10 @@ def run_quickstart() -> None:
     (first, *_) = (block for block in read_blocks(ROOT / "README.md") if block.commands)
     *_, words = split_commands(first.commands[-1])
     assert words[0] == ".venv/bin/context-frozen"
-    command = Path(sys.executable).with_name("context-frozen")
-    done = subprocess.run([command, *words[1:]], capture_output=True, text=True, check=True)
-    assert "/out/quickstart: made\n" in done.stdout
+    done = subprocess.run(
+        [*installed_command(), *words[1:]], capture_output=True, text=True, check=True
+    )
+    assert "/out/quickstart: made 68 rows\n" in done.stdout
 
 
 def make_set(output: str, lines: list[str]) -> None:

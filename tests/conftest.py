@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -174,6 +176,21 @@ def quickstart_set(
         "num_proc": 1,
     }
     return prepare(PrepareConfig(**values)).output
+
+
+def installed_command() -> list[str]:
+    """Return a command that does what the installed ``context-frozen`` does, of this tree.
+
+    The environment may have the package of another one, or none.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ((name, place),) = project["scripts"].items()
+    module, function = place.split(":")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {name!r}; "
+        f"from {module} import {function}; sys.exit({function}())"
+    )
+    return [sys.executable, "-c", code]
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from pipeline.job.prepare import prepare
 from pipeline.sets.meanings import REJECT_REMEDIES
 from pipeline.types import FLAGS, REJECT_CODES, ROW_SCHEMA, Reject
 from scripts.table_of_settings import OPTIONS, fill_page
-from tests.conftest import ROOT
+from tests.conftest import ROOT, installed_command
 from tests.hub_server import hub_of_this_process
 from tests.pages import (
     PAGES,
@@ -89,8 +88,9 @@ def run_quickstart() -> None:
     (first, *_) = (block for block in read_blocks(ROOT / "README.md") if block.commands)
     *_, words = split_commands(first.commands[-1])
     assert words[0] == ".venv/bin/context-frozen"
-    command = Path(sys.executable).with_name("context-frozen")
-    done = subprocess.run([command, *words[1:]], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*installed_command(), *words[1:]], capture_output=True, text=True, check=True
+    )
     assert "/out/quickstart: made 68 rows\n" in done.stdout
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pipeline.errors import ContextFrozenError, excerpt_of
@@ -76,8 +77,10 @@ class _Process:
         self._answers, theirs_out = Pipe(duplex=False)
         theirs_in, self._requests = Pipe(duplex=False)
         fds = theirs_in.fileno(), theirs_out.fileno()
+        # It will change its folder, and must find its own modules in each.
+        paths = [str(Path(_current_folder() or "/", each)) for each in sys.path]
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _MAIN, json.dumps(sys.path), *map(str, fds)],
+            [sys.executable, "-I", "-c", _MAIN, json.dumps(paths), *map(str, fds)],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -165,7 +168,7 @@ def _take_process() -> _Process:
 
 def _current_folder() -> str | None:
     try:
-        return os.getcwd()  # noqa: PTH109 (as it is, for a process that has no other use of paths)
+        return str(Path.cwd())
     except FileNotFoundError:
         return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import yaml
 from pipeline.cli import command as cli
 from pipeline.cli.command import main, parse_config
 from pipeline.errors import UsageError, WorkerFailed
-from tests.conftest import ROOT, write_lines
+from tests.conftest import ROOT, installed_command, write_lines
 
 RAW = {"id": "a", "context": "2+2=", "continuation": "4"}
 TOKENIZER = str(ROOT / "configs" / "tokenizer")
@@ -397,17 +396,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(quickstart_set: Path) -> None
 # ---- the command as installed
 
 
-def test_the_command_is_installed_and_quiet_where_no_terminal_is(
+def test_the_installed_command_is_quiet_where_no_terminal_is(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    command = Path(sys.executable).with_name("context-frozen")
-    if not command.exists():
-        pytest.skip("the package is not installed in this environment")
     done = subprocess.run(
-        [str(command), *arguments], capture_output=True, text=True, cwd=tmp_path, env={**os.environ}
+        [*installed_command(), *arguments], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{tmp_path / 'set'}: made\n")
+    assert done.stdout.startswith(f"{tmp_path / 'set'}: made 2 rows\n")
     # Progress bars belong on a terminal; a log file gets lines.
     assert "\r" not in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.lines import apart
 
@@ -17,6 +18,10 @@ def count_and_die(end: int) -> Iterator[int]:
 
 def count(end: int) -> Iterator[int]:
     yield from range(end)
+
+
+def read(path: str) -> Iterator[str]:
+    yield Path(path).read_text()
 
 
 def take_memory() -> Iterator[int]:

@@ -19,7 +19,7 @@ from pipeline.lines.tables import read_file
 from pipeline.sets.load import load, open_splits, verify
 from pipeline.sets.row_files import check_row_files
 from scripts.fuzz_arrow import find_faults, lie, make_inputs
-from tests.faults.apart_tasks import count, count_and_die, take_memory, wait
+from tests.faults.apart_tasks import count, count_and_die, read, take_memory, wait
 
 SHARD = "train/data-00000-of-00001.arrow"
 
@@ -29,6 +29,20 @@ def test_what_a_process_apart_yields_comes_in_order_and_the_next_task_has_its_ow
     assert next(begun) == 0
     begun.close()
     assert list(run_apart(count, 50)) == list(range(50))
+
+
+def test_a_relative_path_is_one_of_the_callers_folder_even_where_that_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+        monkeypatch.chdir(tmp_path / name)
+        assert list(run_apart(read, "file")) == [name]
+    # A folder that is gone has no paths; what needs none goes on.
+    (tmp_path / "second" / "file").unlink()
+    (tmp_path / "second").rmdir()
+    assert list(run_apart(count, 2)) == [0, 1]
 
 
 def test_the_death_of_a_process_apart_is_an_error_and_the_next_one_works() -> None:

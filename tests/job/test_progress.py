@@ -14,8 +14,7 @@ from pipeline.job.shard import Progress
 from pipeline.job.shard_record import ShardRecord
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import Piece, SourcePlan, SourceShard
-from pipeline.sets.arrow_file import WrittenFile
-from pipeline.sets.counts import RowCounts
+from pipeline.rows.shape_counts import ShapeCounts
 
 FILE = SourceFile(Path("in.jsonl"), "in.jsonl")
 PLAN = SourcePlan(
@@ -25,8 +24,7 @@ BATCH = Progress(0, "in.jsonl:7", lines=10, rows=8, tokens=5000, rejects=2)
 
 
 def record_of(index: int) -> ShardRecord:
-    file = WrittenFile("", 0, "", 0)
-    return ShardRecord(index, (), {}, file, file, file, RowCounts(), {}, "")
+    return ShardRecord(index, (), 0, "", 0, {}, ShapeCounts())
 
 
 class Clock:

@@ -24,44 +24,40 @@ from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import Piece, SourceShard
 from pipeline.lines.text import PieceRecord
 from pipeline.rows.shape_counts import ShapeCounts
-from pipeline.sets.arrow_file import WrittenFile
-from pipeline.sets.counts import RowCounts
 from tests.conftest import ROOT, write_lines
 
 FILE = SourceFile(Path("in.jsonl"), "in.jsonl")
 SHARDS = [SourceShard(index, (Piece(FILE, 0, 1, 1 + 10 * index, 0),)) for index in range(6)]
 SILENT = 0.6
 
-Encode = Callable[[SourceShard, OnProgress], ShardRecord]
+MapShard = Callable[[SourceShard, OnProgress], ShardRecord]
 
 
 def record_of(shard: SourceShard, text: str = "") -> ShardRecord:
-    file = WrittenFile(text, 0, "", 0)
+    """Return a record that says ``text`` where it says what it hashed."""
     pieces = (PieceRecord("in.jsonl", 10, 0),)
-    return ShardRecord(
-        shard.index, pieces, {}, file, file, file, RowCounts(), {}, ShapeCounts(), ""
-    )
+    return ShardRecord(shard.index, pieces, 0, text, 0, {}, ShapeCounts())
 
 
 def progress_of(shard: SourceShard, line: int = 0) -> Progress:
     return Progress(shard.index, f"in.jsonl:{shard.pieces[0].first_line + line}", 1, 1, 9, 0)
 
 
-def encode(shard: SourceShard, on_progress: OnProgress) -> ShardRecord:
+def map_one(shard: SourceShard, on_progress: OnProgress) -> ShardRecord:
     """Say which process made the shard, and that two batches were read."""
     on_progress(progress_of(shard, 4))
     on_progress(progress_of(shard, 9))
     return record_of(shard, str(os.getpid()))
 
 
-def at_shard(index: int, act: Callable[[], Any]) -> Encode:
-    """Return an encode that does something else after the first batch of one shard."""
+def at_shard(index: int, act: Callable[[], Any]) -> MapShard:
+    """Return a map that does something else after the first batch of one shard."""
 
     def run(shard: SourceShard, on_progress: OnProgress) -> ShardRecord:
         if shard.index == index:
             on_progress(progress_of(shard, 4))
             act()
-        return encode(shard, on_progress)
+        return map_one(shard, on_progress)
 
     return run
 
@@ -91,20 +87,20 @@ def _no_child_is_left() -> Iterator[None]:
 @pytest.mark.parametrize("number", [1, 2, 3, 20])
 def test_every_shard_is_made_once_and_every_batch_is_heard(number: int) -> None:
     heard: list[Progress] = []
-    records = list(run_shards(SHARDS, encode, number, heard.append))
+    records = list(run_shards(SHARDS, map_one, number, heard.append))
     assert sorted(record.index for record in records) == [shard.index for shard in SHARDS]
     assert sorted((each.shard, each.place) for each in heard) == sorted(
         (shard.index, progress_of(shard, line).place) for shard in SHARDS for line in (4, 9)
     )
-    makers = {record.entries.name for record in records}
+    makers = {record.sha256 for record in records}
     assert str(os.getpid()) not in makers
     assert 1 <= len(makers) <= min(number, len(SHARDS))
 
 
 def test_one_shard_takes_one_worker_and_none_takes_no_worker() -> None:
-    (record,) = run_shards(SHARDS[:1], encode, 8, ignore)
-    assert record.entries.name != str(os.getpid())
-    assert list(run_shards([], encode, 8, ignore)) == []
+    (record,) = run_shards(SHARDS[:1], map_one, 8, ignore)
+    assert record.sha256 != str(os.getpid())
+    assert list(run_shards([], map_one, 8, ignore)) == []
 
 
 def test_a_slow_shard_does_not_hold_up_the_others() -> None:
@@ -124,7 +120,7 @@ def test_workers_begin_with_what_the_parent_knows_and_are_started_once_each() ->
 
     known["word"] = "learnt here"
     records = run_shards(SHARDS, say, 2, ignore, start)
-    assert {record.entries.name for record in records} == {"learnt here 1"}
+    assert {record.sha256 for record in records} == {"learnt here 1"}
     assert started == []
 
 
@@ -213,7 +209,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_message_is_named_too(
 
 def test_a_worker_that_dies_while_it_starts_is_named_too() -> None:
     with pytest.raises(WorkerFailed, match=r"exit code 7: shard [01]: .*, at its beginning"):
-        list(run_shards(SHARDS, encode, 2, ignore, lambda _: os._exit(7)))
+        list(run_shards(SHARDS, map_one, 2, ignore, lambda _: os._exit(7)))
 
 
 @pytest.mark.parametrize(
@@ -309,14 +305,14 @@ def test_an_error_of_who_listens_leaves_no_worker(error: type[BaseException]) ->
         raise error
 
     with pytest.raises(error):
-        list(run_shards(SHARDS, encode, 2, fail))
+        list(run_shards(SHARDS, map_one, 2, fail))
 
 
 def test_ctrl_c_is_for_the_parent_alone() -> None:
     # A terminal sends it to every process of the group.
     def interrupted(shard: SourceShard, on_progress: OnProgress) -> ShardRecord:
         os.kill(os.getpid(), signal.SIGINT)
-        return encode(shard, on_progress)
+        return map_one(shard, on_progress)
 
     assert len(list(run_shards(SHARDS, interrupted, 2, ignore))) == len(SHARDS)
 
@@ -437,5 +433,5 @@ def test_a_worker_of_somebodys_pool_makes_the_shards_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(workers, "may_have_children", lambda: False)
-    records = list(run_shards(SHARDS, encode, 2, ignore))
-    assert {record.entries.name for record in records} == {str(os.getpid())}
+    records = list(run_shards(SHARDS, map_one, 2, ignore))
+    assert {record.sha256 for record in records} == {str(os.getpid())}

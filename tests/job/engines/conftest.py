@@ -16,7 +16,7 @@ from pipeline.job import build
 from pipeline.job.engines.executors import plan_tasks
 from pipeline.job.engines.plan_file import JobPlan
 from pipeline.job.prepare import Prepared, prepare
-from pipeline.job.shard_record import ShardRecord, marker_path, read_finished
+from pipeline.job.shard_record import ShardRecord, read_finished, record_path
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import plan_shards
 from pipeline.sets.seal import complete_seal, make_seal
@@ -46,15 +46,15 @@ def is_first(what):
 sys.exit(task.main(sys.argv[1:]))
 """
 
-ENCODE_FAULT = """
+SHARD_FAULT = """
 from pipeline.job import build, shard
-encode = shard.encode_shard
+map_shard = shard.map_shard
 made = []
 def broken(each, *args):
     {fault}
     made.append(each.index)
-    return encode(each, *args)
-build.encode_shard = broken
+    return map_shard(each, *args)
+build.map_shard = broken
 """
 
 
@@ -79,8 +79,8 @@ class PlannedJob:
         found = {index: read_finished(self.folder, index) for index in self.indexes}
         return {index: record for index, record in found.items() if record}
 
-    def marker(self, index: int) -> Path:
-        return marker_path(self.folder, index)
+    def record_file(self, index: int) -> Path:
+        return record_path(self.folder, index)
 
     def snapshot(self) -> dict[str, bytes]:
         """Every file of the shards that has its name."""
@@ -105,7 +105,7 @@ def plan_job(
         files = [SourceFile(examples_file, "in.jsonl")]
         with shards_of(SHARD_BYTES):
             source = plan_shards(files)
-        builder = build.load_builder(config, files)
+        builder = build.load_row_map(config, files).mapper.builder
         seal = complete_seal(make_seal(config, source.sha256), builder.encoder, builder.templates)
         folder = tmp_path / "work"
         folder.mkdir(exist_ok=True)
@@ -149,7 +149,7 @@ def machine_with(tmp_path: Path) -> Callable[..., str]:
     def make(fault: str, *, at_shard: bool = False) -> str:
         venv = tmp_path / "venv"
         (venv / "bin").mkdir(parents=True)
-        code = ENCODE_FAULT.format(fault=fault) if at_shard else fault
+        code = SHARD_FAULT.format(fault=fault) if at_shard else fault
         text = BROKEN_PYTHON.format(python=sys.executable, folder=str(tmp_path), fault=code)
         python = venv / "bin" / "python"
         python.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from pipeline.errors import UnreadableFile, UsageError
 from pipeline.job import build, workers
 from pipeline.job.engines.failure import Failure
 from pipeline.job.engines.task import WATCH_INPUT, main, run_task
-from pipeline.job.shard import encode_shard
+from pipeline.job.shard import map_shard
 from tests.conftest import ROOT
 from tests.job.engines.conftest import PlannedJob, is_alive
 
@@ -33,7 +33,7 @@ def test_the_tasks_together_make_every_shard_once(plan_job: PlanJob) -> None:
     made = [run_task(job.path, task) for task in range(3)]
     assert sum(made) == len(job.indexes)
     assert sorted(job.records) == job.indexes
-    assert sum(record.counts.rows for record in job.records.values()) == 60
+    assert sum(record.rows for record in job.records.values()) == 60
 
 
 def test_a_task_makes_its_own_shards_alone(plan_job: PlanJob) -> None:
@@ -48,13 +48,13 @@ def test_a_second_attempt_makes_nothing_and_needs_no_tokenizer(
     job = plan_job()
     run_task(job.path, 0)
     before = job.snapshot()
-    monkeypatch.setattr(build, "load_builder", lambda *_: pytest.fail("loaded a tokenizer"))
+    monkeypatch.setattr(build, "load_row_map", lambda *_: pytest.fail("loaded a tokenizer"))
     assert run_task(job.path, 0) == 0
     assert job.snapshot() == before
 
 
 @pytest.mark.parametrize(
-    "damage", ["marker without shard", "shard without marker", "one bit", "cut marker"]
+    "damage", ["record without rows", "rows without record", "one bit", "cut record"]
 )
 def test_a_shard_that_is_not_whole_is_made_again_with_the_same_bytes(
     plan_job: PlanJob, damage: str
@@ -62,17 +62,17 @@ def test_a_shard_that_is_not_whole_is_made_again_with_the_same_bytes(
     job = plan_job()
     run_task(job.path, 0)
     before = job.snapshot()
-    rows = job.folder / "00003-train.arrow"
-    if damage == "marker without shard":
+    rows = job.folder / "00003.arrow"
+    if damage == "record without rows":
         rows.unlink()
-    elif damage == "shard without marker":
-        job.marker(3).unlink()
+    elif damage == "rows without record":
+        job.record_file(3).unlink()
     elif damage == "one bit":
         data = bytearray(rows.read_bytes())
         data[len(data) // 2] ^= 1
         rows.write_bytes(data)
     else:
-        job.marker(3).write_bytes(job.marker(3).read_bytes()[:-9])
+        job.record_file(3).write_bytes(job.record_file(3).read_bytes()[:-9])
     assert run_task(job.path, 0) == 1
     assert job.snapshot() == before
 
@@ -85,7 +85,7 @@ def test_two_attempts_at_once_give_one_whole_shard(
     inner: list[int] = []
 
     def overtaken(
-        shard: object, mapper: object, config: object, folder: Path, on_batch: object
+        shard: object, row_map: object, folder: Path, most_lines: int, on_batch: object
     ) -> object:
         if not inner:
             # While this attempt has its files open, another one makes every shard, marker and all.
@@ -94,16 +94,16 @@ def test_two_attempts_at_once_give_one_whole_shard(
                 other.setattr("os.getpid", lambda: 1)
                 assert run_task(job.path, 0) == len(job.indexes)
             inner.append(len(job.records))
-        return encode_shard(shard, mapper, config, folder, on_batch)
+        return map_shard(shard, row_map, folder, most_lines, on_batch)
 
-    monkeypatch.setattr(build, "encode_shard", overtaken)
+    monkeypatch.setattr(build, "map_shard", overtaken)
     run_task(job.path, 0)
     first = job.snapshot()
     assert inner[1] == len(job.indexes)
     assert sorted(job.records) == job.indexes
-    monkeypatch.setattr(build, "encode_shard", encode_shard)
+    monkeypatch.setattr(build, "map_shard", map_shard)
     for index in job.indexes:
-        job.marker(index).unlink()
+        job.record_file(index).unlink()
     run_task(job.path, 0)
     assert job.snapshot() == first
     assert not [path for path in job.folder.iterdir() if path.name.startswith(".")]
@@ -117,18 +117,18 @@ def test_the_temporary_names_of_two_machines_differ(
     seen: list[set[str]] = []
 
     def look(
-        shard: object, mapper: object, config: object, folder: Path, on_batch: object
+        shard: object, row_map: object, folder: Path, most_lines: int, on_batch: object
     ) -> object:
         def note(progress: object) -> None:
             seen.append({path.name for path in folder.glob(".*")})
 
-        return encode_shard(shard, mapper, config, folder, note)
+        return map_shard(shard, row_map, folder, most_lines, note)
 
-    monkeypatch.setattr(build, "encode_shard", look)
+    monkeypatch.setattr(build, "map_shard", look)
     for name in ("node-a", "node-b"):
         monkeypatch.setattr("platform.node", lambda name=name: name)
         for index in job.indexes:
-            job.marker(index).unlink(missing_ok=True)
+            job.record_file(index).unlink(missing_ok=True)
         run_task(job.path, 0)
     here, there = seen[0], seen[-1]
     assert here
@@ -194,7 +194,7 @@ def test_input_of_another_size_is_refused_before_a_tokenizer_is_loaded(
     job = plan_job()
     size = examples_file.stat().st_size
     examples_file.write_bytes(examples_file.read_bytes() + b"\n")
-    monkeypatch.setattr(build, "load_builder", lambda *_: pytest.fail("loaded a tokenizer"))
+    monkeypatch.setattr(build, "load_row_map", lambda *_: pytest.fail("loaded a tokenizer"))
     with pytest.raises(UsageError, match=rf"in\.jsonl has {size + 1} bytes, the plan says {size}"):
         run_task(job.path, 0)
 
@@ -288,7 +288,7 @@ def test_a_killed_task_leaves_whole_shards_and_a_new_attempt_the_rest(plan_job: 
     job = plan_job(tasks=1)
     with start(job, 0) as process:
         deadline = time.monotonic() + 60
-        while not job.marker(0).exists() and time.monotonic() < deadline:
+        while not job.record_file(0).exists() and time.monotonic() < deadline:
             time.sleep(0.001)
         os.kill(process.pid, signal.SIGKILL)
     left = sorted(job.records)

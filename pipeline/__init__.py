@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.examples.example import TrainingExample, load_examples, save_examples
     from pipeline.job.prepare import prepare
+    from pipeline.job.save_set import save_set
+    from pipeline.lines.dataset import load_lines
     from pipeline.rows.example_tokenizer import ExampleTokenizer
+    from pipeline.rows.row_map import RowMap
     from pipeline.sets.load import load
     from pipeline.train.collate import ContextFrozenCollator
     from pipeline.train.feed import DeviceFeeder
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from pipeline.train.token_rows import rows_as_id_pairs
 
 _HOMES = {
+    "RowMap": "pipeline.rows.row_map",
+    "load_lines": "pipeline.lines.dataset",
+    "save_set": "pipeline.job.save_set",
     "ContextFrozenCollator": "pipeline.train.collate",
     "ContextGroupSampler": "pipeline.train.sampling",
     "DeviceFeeder": "pipeline.train.feed",
@@ -37,13 +43,16 @@ __all__ = [
     "DeviceFeeder",
     "ExampleTokenizer",
     "LengthBatchSampler",
+    "RowMap",
     "TrainingExample",
     "context_frozen_loss",
     "load",
     "load_examples",
+    "load_lines",
     "prepare",
     "rows_as_id_pairs",
     "save_examples",
+    "save_set",
 ]
 
 

@@ -11,6 +11,8 @@ from typing import Any, Self
 EXCERPT_LIMIT = 80
 REASON_LIMIT = 600
 """More than any reason of ours has; a template's own words may have megabytes."""
+MOST_WORDS = 4000
+"""Of an error as a terminal or a log shows it: it may list several reasons."""
 
 
 def escape_controls(text: str, keep: str = "") -> str:

@@ -32,7 +32,7 @@ from pipeline.job.prepare import prepare
 from pipeline.job.shard_record import ShardRecord, read_finished, read_made
 from pipeline.lines import plan as planning
 from pipeline.lines.files import SourceFile
-from pipeline.rows.line_mapper import RowMapper
+from pipeline.rows.line_mapper import LineMapper
 from pipeline.sets.place import Target, sync_tree
 from pipeline.sets.seal import complete_seal, make_seal
 
@@ -113,7 +113,7 @@ def measure_merge(folder: Path, number: int, *, report: bool) -> Steps:
         plan_path = plan_tasks(config, source, seal).write(work)
     with steps.timed("read plan.json"):
         JobPlan.read(plan_path)
-    mapper = RowMapper(config, builder)
+    mapper = LineMapper(config, builder)
     build.settle_mapper(mapper, source.shards[0])
     with steps.timed("make the shards"):
         for _ in build.encode_shards(config, source.shards, mapper, work):

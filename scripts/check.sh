@@ -7,4 +7,5 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright
+PYTHONPATH=. .venv/bin/lint-imports --no-cache
 .venv/bin/pytest --numprocesses "${WORKERS:-2}" "$@"

@@ -177,10 +177,13 @@ def try_files(folder: Path, seed: int, first: int, last: int) -> None:
             if time.monotonic() - begun > 60:
                 ending = "slow"
             print(json.dumps([ending, said[-2000:]]), flush=True)
-        left = [path.name for path in folder.glob(".*")]
+        # A job that was refused for its rejects keeps its shards beside them.
+        kept = {".output.work"} if (folder / "output.rejects.jsonl").exists() else set[str]()
+        left = sorted({path.name for path in folder.glob(".*")} - kept)
         print(f"{at} leftovers", flush=True)
         print(json.dumps(["traceback" if left else "0", str(left)]), flush=True)
         shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(folder / ".output.work", ignore_errors=True)
         (folder / "output.rejects.jsonl").unlink(missing_ok=True)
         table.unlink()
 

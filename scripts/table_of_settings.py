@@ -105,9 +105,9 @@ def read_field_words(kind: type[Any]) -> dict[str, str]:
 
 
 def _read_words_below(kind: type[Any]) -> dict[str, str]:
+    words: dict[str, str] = {}
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
-    words: dict[str, str] = {}
     for field, after in zip(body.body, body.body[1:], strict=False):
         if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
             continue

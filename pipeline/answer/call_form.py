@@ -59,8 +59,10 @@ def read_call_form(called: str, name: str, key: str, value: str) -> CallForm | N
     >>> form.kind, form.marks, form.before, form.after
     ('bare', ('<call>', '<f=', '<p=', '</p>', '</f>', '</call>'), '>\\n<p=k>\\n', '\\n</p></f></call>')
     """
-    at, end = called.rfind(name), called.rfind(value)
-    if at < 0 or end < 0:
+    end = called.rfind(value)
+    # A frame may close with the name once more, behind the value.
+    at = called.rfind(name, 0, max(end, 0))
+    if at < 0:
         return None
     found = [match[0] for match in _MARK.finditer(called)]
     marks = tuple(dict.fromkeys(mark for mark in found if mark.rstrip(">") not in _THINK))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import tyro
 
@@ -30,8 +30,15 @@ from pipeline.cli.seeing import (
 )
 from pipeline.cli.sharing import PullOptions, PushOptions, pull, push
 from pipeline.cli.streams import SafeFormatter, Streams, say, say_fault, say_json
-from pipeline.config import config_from_mapping, nearest_known
-from pipeline.errors import ContextFrozenError, UsageError, escape_controls, shorten_middle
+from pipeline.config import RowSettings, nearest_known, read_settings
+from pipeline.errors import (
+    MOST_WORDS,
+    ContextFrozenError,
+    UsageError,
+    escape_controls,
+    shorten_middle,
+)
+from pipeline.tokens import without_torch
 
 # Names of unread keys in the summary; manifest.json has them all.
 _KEYS_SHOWN = 12
@@ -192,9 +199,9 @@ def run_check(args: Sequence[str]) -> int:
     from pipeline.view.table import print_check
     from pipeline.view.tokenizer import check_tokenizer_and_template
 
-    values = {**dataclasses.asdict(options), "input": "-", "output": "-"}
+    values = dataclasses.asdict(options)
     del values["json"]
-    checked = check_tokenizer_and_template(config_from_mapping(values, "check"))
+    checked = check_tokenizer_and_template(read_settings(RowSettings, values, "check"))
     if options.json:
         say_json(checked.to_dict())
     else:
@@ -273,9 +280,6 @@ VERBS = {
 }
 
 
-_MOST_WORDS = 4000
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -288,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown verb {args[0]!r}{nearest_known(args[0], VERBS)}")
         return verb.run(args[1:])
     except ContextFrozenError as error:
-        words = shorten_middle(escape_controls(str(error), keep="\n"), _MOST_WORDS)
+        words = shorten_middle(escape_controls(str(error), keep="\n"), MOST_WORDS)
         print(f"context-frozen: {words}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
@@ -366,8 +370,8 @@ def _prepare_libraries(*, may_need_torch: bool = False) -> None:
     only code that comes with a tokenizer may want it.
     """
     if _owns_process and not may_need_torch:
-        sys.modules.setdefault("torch", cast("Any", None))
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        without_torch.leave_out()
     handler = logging.StreamHandler()
     handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

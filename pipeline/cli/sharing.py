@@ -76,7 +76,8 @@ class PullOptions:
 def push(options: PushOptions) -> int:
     """Push a set, and say where it is and what stayed here."""
     _keep_libraries_quiet()
-    from pipeline.sets.hub.push import PushChoice, push_set
+    from pipeline.sets.hub.push import push_set
+    from pipeline.sets.hub.push_rules import PushChoice
 
     choice = PushChoice(
         public=options.public,

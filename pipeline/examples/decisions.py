@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 from pipeline.examples.example import TrainingExample
-from pipeline.types import Message
+from pipeline.types import REJECTED, Message
 
 Decisions = Literal["given", "all", "last"]
 
@@ -66,6 +66,13 @@ def assign_split(conversation: str, validation_fraction: float) -> str:
     digest = hashlib.sha256(conversation.encode("utf-8", "surrogatepass")).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
     return "validation" if share < validation_fraction else "train"
+
+
+def name_split(preference: str, conversation: str, validation_fraction: float) -> str:
+    """Return the split of a row: the worse one of a pair is never among those to be trained."""
+    if preference == REJECTED:
+        return REJECTED
+    return assign_split(conversation, validation_fraction) if validation_fraction else "train"
 
 
 def _given_points(example: TrainingExample, *, keep_rejected: bool) -> list[DecisionPoint]:

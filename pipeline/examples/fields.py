@@ -11,9 +11,11 @@ from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
 from pipeline.examples.foreign_messages import check_message
+from pipeline.examples.key_names import find_meaning, is_bad_verdict, is_begun, says_untrained
 from pipeline.examples.nulls import drop_message_nulls, drop_tool_nulls
-from pipeline.examples.outcomes import CUT_SHORT, refuse_outcome
+from pipeline.examples.outcomes import find_kind, refuse_outcome, says_unended
 from pipeline.lines.json_text import parse_value
+from pipeline.lines.known_keys import ANSWERS, ORIGINALS
 from pipeline.types import Message
 
 _ID_LIMIT: Final = 2**31
@@ -26,6 +28,7 @@ _PLAIN_KEYS: Final = frozenset(
     }
 )
 """Keys of a message that are read by whoever renders it, or by `split_weights`."""
+_SAYS_NO_WEIGHT: Final = _PLAIN_KEYS - {"weight"}
 SAYS_WEIGHT: Final = frozenset({"weight", "train", "loss", "finish_reason"})
 _LOST_IN_MESSAGES: Final = frozenset(
     {
@@ -35,6 +38,7 @@ _LOST_IN_MESSAGES: Final = frozenset(
     }
 )
 """Keys of a message that name another answer, its ids or what of it is trained."""
+_OTHER_ANSWERS: Final = frozenset({*ANSWERS, "alternatives", "alternates", "train_detail"})
 
 
 def read_id(values: Mapping[str, Any]) -> str:
@@ -95,7 +99,7 @@ def read_messages(value: Any, name: str) -> list[Message]:
             raise Rejected("wrong_type", f"{name}[{index}].content: {reason}")
         bare = drop_message_nulls(fields)
         if not _PLAIN_KEYS.issuperset(bare) or bare.get("role") == "function":
-            _refuse_message_keys(bare, f"{name}[{index}]")
+            refuse_message_keys(bare, f"{name}[{index}]")
         check_message(bare, f"{name}[{index}]")
         messages.append(bare)
     if not messages:
@@ -103,7 +107,7 @@ def read_messages(value: Any, name: str) -> list[Message]:
     return messages
 
 
-def _refuse_message_keys(message: Message, where: str) -> None:
+def refuse_message_keys(message: Message, where: str) -> None:
     """Raise `Rejected` for a key by which a message says more than its text, and nobody would hear it.
 
     The old form of ``tool_calls`` is left out of the prompt by servers without a word; an answer
@@ -118,22 +122,50 @@ def _refuse_message_keys(message: Message, where: str) -> None:
             "expected tool_calls, and results in messages of role tool",
             message,
         )
-    for key in ("prefix", "partial"):
-        if message.get(key) and message.get("role") == "assistant":
+    for key in message.keys() - _PLAIN_KEYS:
+        if message[key] is True and message.get("role") == "assistant" and is_begun(key):
             raise Rejected(
                 "no_end_of_turn",
                 f"{where}.{key}: the beginning of an answer, no turn that the model ended; expected "
                 "the whole answer as one message, or the prompt as text with its ids",
                 message.get("content"),
             )
-    for key in _LOST_IN_MESSAGES & message.keys():
-        if message[key] not in ("", [], {}):
+    for key in message.keys() - _PLAIN_KEYS:
+        if _is_lost(message, key):
             raise Rejected(
                 "ambiguous_shape",
                 f"{where}.{key}: a message cannot say this; expected it as a key of the row "
                 "(docs/formats.md), or without it",
                 message[key],
             )
+
+
+def _is_lost(message: Message, key: str) -> bool:
+    """Say whether a key says of its message what nobody would hear.
+
+    By its name, or, of an answer, because it holds another one or says that it is the worse.
+    """
+    value = message[key]
+    if value in ("", [], {}):
+        return False
+    if key in _LOST_IN_MESSAGES:
+        return True
+    if message.get("role") != "assistant" or key in SAYS_WEIGHT:
+        return False
+    if isinstance(value, bool):
+        return says_untrained(key, value)
+    meaning = find_meaning(key)
+    if meaning in _LOST_IN_MESSAGES or is_bad_verdict(key, value):
+        return True
+    if meaning == "ORIGINAL" or meaning in ORIGINALS:
+        return value == message.get("content")
+    if not message.get("content") and not message.get("tool_calls"):
+        # It is what the message says, under another name: `check_message` tells it so.
+        return False
+    is_other_answer = meaning == "ANSWER" or not _OTHER_ANSWERS.isdisjoint((key, meaning))
+    return (
+        is_other_answer and isinstance(value, str | list | dict) and value != message.get("content")
+    )
 
 
 def split_weights(messages: list[Message], name: str) -> tuple[list[Message], list[float] | None]:
@@ -143,16 +175,18 @@ def split_weights(messages: list[Message], name: str) -> tuple[list[Message], li
     of weight 0 is context, never trained), ``train: false`` (axolotl), ``loss: false`` (ms-swift),
     and a ``finish_reason`` that is not the model's own end mean the same.
     """
-    if all(SAYS_WEIGHT.isdisjoint(message) for message in messages):
+    if all(_SAYS_NO_WEIGHT.issuperset(message) for message in messages):
         return messages, None
     weights = [1.0] * len(messages)
     bare: list[Message] = []
     for index, message in enumerate(messages):
         said = SAYS_WEIGHT & message.keys()
-        if not said:
+        outcomes = {key for key in message.keys() - _PLAIN_KEYS if find_kind(key)}
+        if not said and not outcomes:
             bare.append(message)
             continue
-        weight = min(_read_weight_of(message, key, f"{name}[{index}]") for key in sorted(said))
+        keys = sorted(said | outcomes)
+        weight = min(_read_weight_of(message, key, f"{name}[{index}]") for key in keys)
         if message.get("role") == "assistant":
             weights[index] = weight
         bare.append({key: value for key, value in message.items() if key not in said})
@@ -162,8 +196,8 @@ def split_weights(messages: list[Message], name: str) -> tuple[list[Message], li
 def _read_weight_of(message: Message, key: str, where: str) -> float:
     """Return 0.0 where ``key`` takes the message out of what is trained, else 1.0."""
     value = message[key]
-    if key == "finish_reason":
-        return 0.0 if isinstance(value, str) and value in CUT_SHORT else 1.0
+    if find_kind(key):
+        return 0.0 if says_unended(key, value) else 1.0
     is_number = type(value) in (int, float) or (type(value) is bool and key != "weight")
     if not is_number or value not in (0, 1):
         if key == "loss" and type(value) is float:
@@ -188,10 +222,11 @@ def read_continuation(value: Any, name: str) -> str | Message:
             raise Rejected("wrong_type", f"{name}.role: expected assistant", message.get("role"))
         bare = drop_message_nulls({"role": "assistant", **message})
         if not _PLAIN_KEYS.issuperset(bare):
-            _refuse_message_keys(bare, name)
-            for key in ("finish_reason", "stop_reason"):
-                if key in bare:
-                    refuse_outcome(f"{name}.{key}", key, bare.pop(key))
+            refuse_message_keys(bare, name)
+            for key in [key for key in bare if key not in _PLAIN_KEYS and find_kind(key)]:
+                refuse_outcome(f"{name}.{key}", key, bare[key])
+                if key in ("finish_reason", "stop_reason"):
+                    del bare[key]
         check_message(bare, name)
         return bare
     raise Rejected("wrong_type", f"{name}: expected text or an assistant message", value)

@@ -1,25 +1,75 @@
-"""How an answer ended, by what a log says of it: a failed call, a turn that the model did not end."""
+"""How an answer ended, by what a log says of it: a failed call, a turn that the model did not end.
+
+Names and words are compared without case and signs: ``finishReason: MAX_TOKENS`` is Gemini's
+``finish_reason: length``.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+import re
+from functools import lru_cache
+from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
 
 CUT_SHORT: Final = frozenset(
     {
-        *("length", "max_tokens", "model_length", "content_filter", "content-filter", "refusal"),
+        *("length", "max_tokens", "model_length", "content_filter", "refusal", "max_output_tokens"),
         *("abort", "aborted", "cancelled", "canceled", "interrupted", "timeout", "error"),
         *("pause_turn", "incomplete", "truncated", "insufficient_system_resource"),
+        *("stop_sequence", "max_new_tokens", "max_length", "context_length", "load"),
+        *("safety", "recitation", "blocklist", "prohibited_content", "spii", "content_filtered"),
+        *("malformed_function_call", "guardrail_intervened", "model_context_window_exceeded"),
     }
 )
 """Reasons of an end that is not the model's own (vLLM 0.33.0, ``vllm/v1/engine``: FinishReason;
-OpenAI's, Anthropic's and Mistral's API references)."""
+OpenAI's, Anthropic's, Mistral's, Gemini's and Bedrock's API references)."""
 
 _ENDED: Final = frozenset(
-    {"stop", "end_turn", "tool_use", "tool_calls", "function_call", "eos", "eos_token", "completed"}
+    {
+        *("stop", "end_turn", "tool_use", "tool_calls", "function_call", "eos", "eos_token"),
+        *("completed", "complete", "endturn", "eos_found", "finish_reason_stop"),
+    }
 )
 _FAILED: Final = CUT_SHORT | {"failed", "failure", "expired", "rate_limited"}
+_KINDS: Final = {
+    **dict.fromkeys(
+        ("finishreason", "donereason", "nativefinishreason", "finishreasons", "endreason"), "reason"
+    ),
+    **dict.fromkeys(("stopreason", "stopreasons", "matchedstop", "stopsequence"), "stop"),
+    **dict.fromkeys(
+        (
+            *("truncated", "istruncated", "aborted", "incomplete", "isincomplete", "interrupted"),
+            *("partial", "ispartial", "unfinished", "prefill", "incompletedetails"),
+        ),
+        "cut",
+    ),
+    **dict.fromkeys(
+        (
+            "finished",
+            "isfinished",
+            "eos",
+            "done",
+            "isdone",
+            "completed",
+            "iscomplete",
+            "terminated",
+        ),
+        "ended",
+    ),
+    **dict.fromkeys(("status", "statuscode", "exitstatus"), "status"),
+    **dict.fromkeys(("error", "errormessage"), "error"),
+}
+
+
+@lru_cache(maxsize=4096)
+def find_kind(name: str) -> str:
+    """Return what a key says of how an answer ended; empty for any other key.
+
+    >>> find_kind("finishReason"), find_kind("id")
+    ('reason', '')
+    """
+    return _KINDS.get(re.sub(r"[\W_]", "", name).casefold(), "")
 
 
 def refuse_outcome(path: str, name: str, value: Any) -> None:
@@ -29,24 +79,56 @@ def refuse_outcome(path: str, name: str, value: Any) -> None:
     failed call. A ``stop_reason`` that is text and no known word is the stop string that cut the
     answer; a number is the stop token (vLLM).
     """
-    if name in ("finish_reason", "stop_reason"):
-        word = value.lower() if isinstance(value, str) else None
-        is_stop_string = name == "stop_reason" and word is not None and word not in _ENDED
-        if is_stop_string or word in CUT_SHORT:
+    kind = find_kind(name)
+    if kind in ("reason", "stop"):
+        if any(_is_cut(kind, word) for word in _words_in(value)):
             raise _unended(path, value)
-    elif name == "stop_reasons":
-        reasons = value if isinstance(value, list) else [value]
-        if any(reason not in _ENDED for reason in reasons if isinstance(reason, str)):
+    elif kind == "cut":
+        is_said = value is True or value == 1 or (isinstance(value, dict) and bool(value))
+        if is_said or (isinstance(value, str) and value.strip().lower() in ("true", "1", "yes")):
             raise _unended(path, value)
-    elif name in ("truncated", "is_truncated", "aborted"):
-        if value is True:
+    elif kind == "ended":
+        if value is False:
             raise _unended(path, value)
-    elif name == "status" or name == "status_code":
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        if (is_number and value >= 400) or (isinstance(value, str) and value.lower() in _FAILED):
+    elif kind == "status":
+        if any(_is_failure(word) for word in _words_in(value)):
             raise _failed(path, value)
-    elif name == "error" and value not in (False, 0, "", [], {}):
+    elif kind == "error" and value not in (False, 0, "", [], {}, None):
         raise _failed(path, value)
+
+
+def _words_in(value: Any) -> list[str]:
+    """Return the words of a reason: of a text or a number itself, of SGLang's object its type."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return _words_in(fields.get("type") or fields.get("reason"))
+    if isinstance(value, list):
+        return [word for each in cast("list[Any]", value) for word in _words_in(each)]
+    if isinstance(value, str) or type(value) is int:
+        return [str(value)]
+    return []
+
+
+def _is_cut(kind: str, word: str) -> bool:
+    bare = re.sub(r"[\s-]+", "_", word.strip()).lower()
+    if bare in CUT_SHORT:
+        return True
+    # A number is the stop token.
+    return kind == "stop" and bare not in _ENDED and bool(word) and not bare.lstrip("-").isdigit()
+
+
+def _is_failure(word: str) -> bool:
+    bare = word.strip().lower()
+    return bare in _FAILED or (bare.isdigit() and int(bare) >= 400)
+
+
+def says_unended(name: str, value: Any) -> bool:
+    """Say whether a key says of an answer what `refuse_outcome` refuses."""
+    try:
+        refuse_outcome(name, name, value)
+    except Rejected:
+        return True
+    return False
 
 
 def _unended(path: str, value: Any) -> Rejected:

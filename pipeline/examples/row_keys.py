@@ -10,11 +10,28 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pipeline.errors import Rejected
+from pipeline.examples.key_names import (
+    find_meaning,
+    is_bad_verdict,
+    is_mask,
+    is_selection,
+    is_strong,
+)
 from pipeline.examples.outcomes import refuse_outcome
+from pipeline.examples.said import (
+    Said,
+    answers_in,
+    holds_an_answer,
+    is_list_of_numbers,
+    is_list_of_objects,
+    leaves_of,
+    looks_like_messages,
+    looks_like_tools,
+    tools_in,
+)
 from pipeline.lines.known_keys import (
     ANSWERS,
     BETTER,
@@ -35,7 +52,6 @@ from pipeline.lines.known_keys import (
 
 if TYPE_CHECKING:
     from pipeline.examples.example import TrainingExample
-    from pipeline.types import Message
 
 
 class TrackedRow(dict[str, Any]):
@@ -106,7 +122,7 @@ def settle_keys(row: TrackedRow, example: TrainingExample) -> frozenset[str]:
     `refuse_outcome` raises.
     """
     names = set(_name_message_keys(example)) | row.noted
-    said: _Said | None = None
+    said: Said | None = None
     rows = [row]
     while rows:
         each = rows.pop()
@@ -120,19 +136,22 @@ def settle_keys(row: TrackedRow, example: TrainingExample) -> frozenset[str]:
                 # A request that nobody looked into: each of its keys counts by itself.
                 rows.append(TrackedRow(cast("dict[str, Any]", value), f"{each.path}{name}."))
                 continue
-            said = said or _Said(example)
+            said = said or Said(example, is_logged=row.keys().isdisjoint(BETTER))
             _refuse_lost(each.path, name, value, said)
             if name not in NAMES:
                 names.add(each.path + name)
     return frozenset(names)
 
 
-def _refuse_lost(path: str, name: str, value: Any, said: _Said) -> None:
+def _refuse_lost(path: str, name: str, value: Any, said: Said) -> None:
     """Raise `Rejected` where the value of a key that nobody read would be lost."""
     lost = ""
-    if name in KNOWN_KEYS:
+    if not path.startswith("request."):
         refuse_outcome(path + name, name, value)
+    if name in KNOWN_KEYS:
         lost = f"{path}{name}" if _is_lost(name, value, said) else ""
+    elif _means_what_is_lost(name, value, said):
+        lost = f"{path}{name}"
     elif isinstance(value, dict | list):
         lost = next(_find_request_keys(value, f"{path}{name}", said, 0), "")
     if lost:
@@ -144,26 +163,28 @@ def _refuse_lost(path: str, name: str, value: Any, said: _Said) -> None:
         )
 
 
-def _is_lost(name: str, value: Any, said: _Said) -> bool:
+def _is_lost(name: str, value: Any, said: Said) -> bool:
     """Say whether a known key holds what the example does not."""
     if name in OUTCOMES or name in NAMES:
         return False
     if name in SWITCHES:
+        if isinstance(value, str):
+            return is_bad_verdict("label", value)
         return value is False or (type(value) in (int, float) and value == 0)
     if name in MASKS:
         return not said.holds_mask(name, value)
     if name in BETTER:
-        return not all(text in said.trained for text in _answers_in(value))
+        return not all(text in said.trained for text in answers_in(value))
     if name in ANSWERS:
-        return not all(text in said.answers for text in _answers_in(value))
+        return not all(text in said.answers for text in answers_in(value))
     if name in ORIGINALS:
-        return any(text in said.trained for text in _answers_in(value))
+        return any(text in said.trained for text in answers_in(value))
     if name in TOOL_NAMES:
-        return _tools_in(value) is not None and not said.holds_tools(value)
+        return tools_in(value) is not None and not said.holds_tools(value)
     if name in OPTION_NAMES:
         return not said.holds_option(name, value)
     if name in (*PROMPTS, *SYSTEMS, *THOUGHTS, "history", "conversation"):
-        return not all(text in said.texts for text in _leaves(value))
+        return not all(text in said.texts for text in leaves_of(value))
     if name == "function_call":
         return value not in ("auto", "none")
     if name == "choices":
@@ -175,70 +196,37 @@ def _is_lost(name: str, value: Any, said: _Said) -> bool:
     return True
 
 
-class _Said:
-    """What an example says, to be compared with what a row says once more."""
+def _means_what_is_lost(name: str, value: Any, said: Said) -> bool:
+    """Say whether a key that no shape knows holds, by its name or its form, what the example does not."""
+    if looks_like_tools(value):
+        return not said.holds_tools(value)
+    if looks_like_messages(value) and find_meaning(name) not in ("ANSWER", "ORIGINAL"):
+        return not all(said.holds_text(text) for text in leaves_of(value))
+    if is_mask(name) and is_list_of_numbers(value):
+        return 0 in value and not said.holds_mask(name, value)
+    if said.is_logged and is_bad_verdict(name, value):
+        return True
+    if said.prefers_one(value) and is_selection(name, of_each=isinstance(value, list)):
+        return True
+    return _is_lost_by_name(name, value, said)
 
-    def __init__(self, example: TrainingExample) -> None:
-        self._example = example
 
-    @cached_property
-    def trained(self) -> frozenset[str]:
-        """The texts of the continuations."""
-        example = self._example
-        found = example.continuations or [example.continuation]
-        return frozenset(text for each in found for text in _answers_in(each))
-
-    @cached_property
-    def answers(self) -> frozenset[str]:
-        """The texts of the continuations and of the model's messages before them."""
-        context = self._context
-        answers = (each for each in context if each.get("role") == "assistant")
-        return self.trained | {text for each in answers for text in _answers_in(each)}
-
-    @cached_property
-    def texts(self) -> frozenset[str]:
-        """Every text of the context and of the continuations."""
-        example = self._example
-        parts: list[Any] = [*self._context, example.context, example.continuation]
-        return frozenset(
-            text for each in (*parts, *example.continuations) for text in _leaves(each)
-        )
-
-    @property
-    def _context(self) -> list[Message]:
-        return (self._example.messages or [])[: self._example.decision_idx]
-
-    def holds_tools(self, value: Any) -> bool:
-        """Say whether tools are those of the example, bare functions or wrapped."""
-        own = [_bare_tool(tool) for tool in self._example.tools or []]
-        return [_bare_tool(tool) for tool in _tools_in(value) or []] == own
-
-    def holds_option(self, name: str, value: Any) -> bool:
-        """Say whether an option is among those that the template gets."""
-        kwargs = self._example.chat_template_kwargs
-        given = value if name == "chat_template_kwargs" else {name: value}
-        if not isinstance(given, dict):
-            return False
-        options = cast("dict[str, Any]", given)
-        return all(each is None or kwargs.get(key) == each for key, each in options.items())
-
-    def holds_mask(self, name: str, value: Any) -> bool:
-        """Say whether a mask or labels train what is trained anyway: all of the continuation, no more."""
-        example = self._example
-        ids = example.continuation_ids
-        if ids is None or not isinstance(value, list):
-            # Names of classes, as data sets have them, mask nothing.
-            return name == "labels" and not _is_list_of_numbers(value)
-        context = example.context_ids or []
-        listed = [
-            int(each) if isinstance(each, bool) else each for each in cast("list[Any]", value)
-        ]
-        if name == "labels":
-            return listed in (ids, [*[-100] * len(context), *ids])
-        ones = [1] * len(ids)
-        if name == "attention_mask":
-            return listed in (ones, [1] * (len(context) + len(ids)), [1] * len(context))
-        return listed in (ones, [*[0] * len(context), *ones])
+def _is_lost_by_name(name: str, value: Any, said: Said) -> bool:
+    """Say whether the name of an unknown key means an answer, a prompt or a known key, and it is lost."""
+    meaning = find_meaning(name)
+    if meaning == "decision_idx":
+        return type(value) is int
+    if meaning in KNOWN_KEYS:
+        return _is_lost(meaning, value, said)
+    if not meaning or not holds_an_answer(value):
+        return False
+    if meaning == "ANSWER":
+        return not all(text in said.answers for text in answers_in(value))
+    if meaning == "ORIGINAL":
+        return any(text in said.trained for text in answers_in(value))
+    if meaning == "REFERENCE":
+        return not all(said.trains_text(text) for text in answers_in(value))
+    return not all(said.holds_text(text) for text in leaves_of(value))
 
 
 def _name_message_keys(example: TrainingExample) -> Iterator[str]:
@@ -260,7 +248,7 @@ def _name_message_keys(example: TrainingExample) -> Iterator[str]:
                             yield f"messages.content.{name}"
 
 
-def _find_request_keys(value: Any, path: str, said: _Said, depth: int) -> Iterator[str]:
+def _find_request_keys(value: Any, path: str, said: Said, depth: int) -> Iterator[str]:
     """Yield where an object that nobody read keeps tools or template options that would be lost."""
     if depth == _DEEPEST:
         return
@@ -270,67 +258,16 @@ def _find_request_keys(value: Any, path: str, said: _Said, depth: int) -> Iterat
     elif isinstance(value, dict):
         for name, each in cast("dict[str, Any]", value).items():
             at = f"{path}.{name}"
-            if name in TOOL_NAMES and _tools_in(each):
+            if name in TOOL_NAMES and tools_in(each):
                 if not said.holds_tools(each):
                     yield at
             elif name in OPTION_NAMES:
                 if each not in _EMPTY and not said.holds_option(name, each):
                     yield at
+            elif looks_like_tools(each):
+                if not said.holds_tools(each):
+                    yield at
+            elif is_strong(name) and _is_lost_by_name(name, each, said):
+                yield at
             elif isinstance(each, dict | list):
                 yield from _find_request_keys(each, at, said, depth + 1)
-
-
-def _tools_in(value: Any) -> list[dict[str, Any]] | None:
-    """Return the value as tools, or None where it holds no objects that are named."""
-    if not is_list_of_objects(value):
-        return None
-    tools = cast("list[dict[str, Any]]", value)
-    return tools if any("name" in tool or "function" in tool for tool in tools) else None
-
-
-def _bare_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    function = tool.get("function")
-    bare = cast("dict[str, Any]", function) if isinstance(function, dict) else tool
-    return {name: value for name, value in bare.items() if value is not None and name != "type"}
-
-
-def _answers_in(value: Any) -> list[str]:
-    """Return the text of an answer in any form: of several texts each, of a conversation the last."""
-    if isinstance(value, list):
-        listed = cast("list[Any]", value)
-        if is_list_of_objects(listed):
-            fields = cast("dict[str, Any]", listed[-1])
-            # Parts of one content have no role.
-            return _answers_in(fields) if {"role", "from"} & fields.keys() else [*_leaves(listed)]
-        return [text for each in listed for text in _answers_in(each)]
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        content = fields.get("content", fields.get("value"))
-        # An object of another kind has no text that could be compared.
-        return ["\0"] if content is None and not fields.get("tool_calls") else [*_leaves(content)]
-    return [str(value).strip()]
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    """Yield the texts in a value, without the names of roles and types."""
-    if isinstance(value, str):
-        if text := value.strip():
-            yield text
-    elif isinstance(value, dict):
-        for name, each in cast("dict[str, Any]", value).items():
-            if name not in ("role", "from", "type"):
-                yield from _leaves(each)
-    elif isinstance(value, list):
-        for each in cast("list[Any]", value):
-            yield from _leaves(each)
-
-
-def is_list_of_objects(value: Any) -> bool:
-    """Say whether a value is a list of objects, at least one."""
-    listed = cast("list[Any]", value) if isinstance(value, list) else []
-    return bool(listed) and all(isinstance(each, dict) for each in listed)
-
-
-def _is_list_of_numbers(value: Any) -> bool:
-    listed = cast("list[Any]", value) if isinstance(value, list) else []
-    return any(isinstance(each, int | float | list) for each in listed)

@@ -6,18 +6,10 @@ examples that share an id; both are in the rejects under ``duplicate_id``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-
-from pipeline.sets.arrow_file import read_table
-from pipeline.sets.row_columns import key_ids
 from pipeline.types import Reject
 
 OnDuplicate = Literal["error", "first", "last"]
@@ -94,41 +86,6 @@ def find_duplicates(
             if on_duplicate == "error":
                 found.faults.add(place)
     return found
-
-
-def find_contenders(
-    files: Sequence[Path], earlier: Mapping[str, bytes]
-) -> Iterator[tuple[int, Entry]]:
-    """Yield the place and identity of each row whose id may stand twice, in order.
-
-    ``files`` are the entries of all shards in order (`pipeline.job.shard.ENTRY_SCHEMA`); places count
-    their rows. Only hashes are held for all rows, so millions of them fit in memory.
-    """
-    keys: list[NDArray[np.uint64]] = []
-    firsts: list[NDArray[np.uint64]] = []
-    for file in files:
-        table = read_table(file, ("id_key", "source"))
-        keys.append(np.asarray(table.column("id_key")))
-        # The rows of one line follow each other and are one example.
-        sources = table.column("source").combine_chunks()
-        is_first = np.ones(len(sources), np.bool_)
-        is_first[1:] = np.asarray(pc.call_function("not_equal", [sources[1:], sources[:-1]]))
-        firsts.append(keys[-1][is_first])
-    examples = np.concatenate([*firsts, key_ids(earlier)])
-    found, counts = np.unique(examples, return_counts=True)
-    contested = found[counts > 1]
-    if not len(contested):
-        return
-    start = 0
-    for file, key in zip(files, keys, strict=True):
-        places = np.flatnonzero(np.isin(key, contested))
-        if len(places):
-            names = ("id", "source", "line_digest")
-            table = read_table(file, names).take(pa.array(places))
-            columns = (table.column(name).to_pylist() for name in names)
-            for place, *values in zip(places.tolist(), *columns, strict=True):
-                yield start + place, Entry(*values)
-        start += len(key)
 
 
 def reject_replaced(id_: str, source: str, later: str) -> Reject:

@@ -21,7 +21,7 @@ from pipeline.sets.seal import make_seal
 from pipeline.sets.store import fetch_inputs, is_address, open_target
 
 if TYPE_CHECKING:
-    from pipeline.rows.builder import RowBuilder
+    from pipeline.rows.row_map import RowMap
 
 # What no seal holds and a set's card says.
 _ON_THE_CARD: Final = ("license", "language", "pretty_name")
@@ -109,7 +109,7 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
         files = _copy_streams(found, target)
         with ThreadPoolExecutor(1) as other:
             # The tokenizer is loaded while the input is hashed, where no set stands that may do.
-            loading = None if target.holds_set else other.submit(_load_builder, config, files)
+            loading = None if target.holds_set else other.submit(_load_row_map, config, files)
             plan = plan_shards(files)
             seal = make_seal(config, plan.sha256)
             if (ready := _find_ready(config, target, seal)) is not None:
@@ -119,11 +119,11 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
             if not config.append:
                 target.check_origin(seal)
             before, stands = target.count_rows(), target.is_taken
-            builder = loading.result() if loading else _load_builder(config, files)
+            row_map = loading.result() if loading else _load_row_map(config, files)
         from pipeline.job.build import build_set
 
         try:
-            manifest, added = build_set(config, target, files, plan, seal, builder)
+            manifest, added = build_set(config, target, files, plan, seal, row_map)
             target.clear()
         except KeyboardInterrupt:
             published = target.read_whole_set() if target.is_published else None
@@ -149,10 +149,10 @@ def _say_rows(number: int) -> str:
     return f"{number} row" if number == 1 else f"{number} rows"
 
 
-def _load_builder(config: PrepareConfig, files: Sequence[SourceFile]) -> RowBuilder:
-    from pipeline.job.build import load_builder
+def _load_row_map(config: PrepareConfig, files: Sequence[SourceFile]) -> RowMap:
+    from pipeline.job.shards import load_row_map
 
-    return load_builder(config, files)
+    return load_row_map(config, files)
 
 
 def _copy_streams(files: Sequence[SourceFile], target: Target) -> list[SourceFile]:

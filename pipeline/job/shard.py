@@ -1,61 +1,41 @@
-"""One shard of the input becomes one Arrow file of rows per split, and a marker that says so.
+"""One shard of the input -> its lines as a `Dataset`, one batched ``map``, one Arrow file of rows.
 
-The same function runs in this process, in a worker process and on another machine, so a set is the
-same bytes wherever its shards were made. The marker is written last: a shard without one is made
-again, one with a marker is not.
+The same function runs in a worker process and on another machine, so the rows of a set are the same
+wherever its shards were made. The record is written last: a shard without one is made again, one with
+a record is not.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
+import datasets
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import PrepareConfig
 from pipeline.errors import excerpt_of
 from pipeline.job.heap import give_back_free_memory
-from pipeline.job.shard_record import ShardRecord, marker_path
+from pipeline.job.shard_record import ShardRecord, record_path, rows_path
+from pipeline.lines.dataset import BATCH_CHARACTERS, LINE_SCHEMA, batch_lines
 from pipeline.lines.plan import SourceShard
 from pipeline.lines.tables import open_piece
 from pipeline.lines.text import PieceRecord, SourceLine
-from pipeline.rows.line_mapper import MappedLines, RowMapper
+from pipeline.rows.row_map import RowMap
+from pipeline.rows.seal import hash_file_bytes
 from pipeline.rows.shape_counts import ShapeCounts
-from pipeline.rows.table import sum_digests
-from pipeline.sets.arrow_file import HashedFile, RowFile, WrittenFile, row_schema
-from pipeline.sets.counts import COUNTED, RowCounts
-from pipeline.sets.row_columns import key_ids
-from pipeline.types import REJECTED, ROW_SCHEMA, Reject
-
-BATCH_CHARACTERS: Final = 2**21
-"""Text of the lines that are mapped at once; with the longest line it bounds the memory."""
 
 _BATCHES_PER_TRIM: Final = 16
-
-ENTRY_SCHEMA: Final = pa.schema(
-    [
-        pa.field("id", pa.string()),
-        pa.field("id_key", pa.uint64()),
-        pa.field("source", pa.string()),
-        pa.field("split", pa.string()),
-        pa.field("line_digest", pa.binary(32)),
-        pa.field("row_digest", pa.binary(32)),
-        *(ROW_SCHEMA.field(name) for name in COUNTED),
-    ]
-)
-"""Columns of ``entries``: which example each row is, and what is counted of it. ``id_key`` is a hash
-of the id."""
+# More than any batch has rows, so that each is written as it comes.
+_WHOLE_TABLES: Final = 2**31 - 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Progress:
     """What one batch of a shard gave."""
 
@@ -69,97 +49,61 @@ class Progress:
     """Place, code and reason of the first of the rejects."""
 
 
-def encode_shard(
-    shard: SourceShard,
-    mapper: RowMapper,
-    config: PrepareConfig,
-    folder: Path,
-    on_batch: Callable[[Progress], None] = lambda progress: None,
-) -> ShardRecord:
-    """Write the files of ``shard`` into ``folder``, its marker last; return what that says.
+OnBatch = Callable[[Progress], None]
 
-    ``on_batch`` is told what each batch of lines gave. A file has its name only once it is whole.
-    Raises `UnreadableFile` for input that cannot be read to its end, `UsageError` for input that is
-    not what was planned.
+
+def map_shard(
+    shard: SourceShard,
+    row_map: RowMap,
+    folder: Path,
+    most_lines: int,
+    on_batch: OnBatch = lambda progress: None,
+) -> ShardRecord:
+    """Map the lines of ``shard`` to an Arrow file of rows and rejects in ``folder``; return its record.
+
+    ``row_map`` keeps rejects; a batch has at most ``most_lines``; ``on_batch`` is told what each gave.
+    A file has its name only once it is whole. Raises `UnreadableFile` for input that cannot be read
+    to its end, `UsageError` for input that is not what was planned.
     """
-    stem = f"{shard.index:05d}"
-    # Two attempts at one shard write files of their own, and give the same bytes.
-    temporary = f".{stem}-{platform.node()}-{os.getpid()}-"
-    splits = split_names(config)
-    counts, codes, digest = RowCounts(), Counter[str](), sum_digests(())
-    shapes = ShapeCounts()
+    # Two attempts at one shard write files of their own, and give the same rows.
+    temporary = f"{folder}/.{shard.index:05d}-{platform.node()}-{os.getpid()}"
+    lines_file, made = Path(f"{temporary}-lines.arrow"), Path(f"{temporary}.arrow")
     pieces: list[PieceRecord] = []
-    with ExitStack() as stack:
-        rows = {
-            name: stack.enter_context(
-                RowFile(folder / f"{temporary}{name}.arrow", row_schema(config.columns))
-            )
-            for name in splits
-        }
-        entries = stack.enter_context(RowFile(folder / f"{temporary}entries.arrow", ENTRY_SCHEMA))
-        examples = stack.enter_context(closing(HashedFile(folder / f"{temporary}examples.sha256")))
-        rejects = stack.enter_context(closing(HashedFile(folder / f"{temporary}rejects.jsonl")))
-        for number, batch in enumerate(_batch_lines(shard, config.batch_size, pieces), 1):
-            if number % _BATCHES_PER_TRIM == 0:
-                give_back_free_memory()
-            mapped = mapper(batch)
-            for name, table in _split_rows(mapped):
-                rows[name].write(table)
-            listed = list_entries(mapped)
-            entries.write(listed)
-            examples.write_lines(format_examples(listed))
-            rejects.write_lines(format_rejects(mapped.rejects))
-            counts.add(mapped.table)
-            shapes.merge(mapped.shapes)
-            codes.update(reject.code for reject in mapped.rejects)
-            digest = sum_digests([bytes.fromhex(digest), *mapped.row_digests])
-            tokens = int(np.asarray(mapped.table.column("total_len")).sum())
-            file, line = batch[-1]
-            place = f"{file}:{line.line}"
-            on_batch(
-                Progress(
-                    shard.index,
-                    place,
-                    len(batch),
-                    mapped.table.num_rows,
-                    tokens,
-                    len(mapped.rejects),
-                    _say_first(mapped.rejects),
-                )
-            )
-    named = {
-        name: _name_file(folder, file.written(), temporary, f"{stem}-")
-        for name, file in {
-            **rows,
-            "entries": entries,
-            "examples": examples,
-            "rejects": rejects,
-        }.items()
-    }
+    sizes = _write_lines(shard, lines_file, pieces)
+    lines = datasets.Dataset.from_file(str(lines_file))
+    batches = _Batches(shard.index, row_map, on_batch)
+    if sizes:
+        lines.with_format("arrow").map(
+            batches.map,
+            batched=True,
+            batch_size=_fit_batch(sizes, most_lines),
+            features=row_map.features,
+            remove_columns=lines.column_names,
+            cache_file_name=str(made),
+            load_from_cache_file=False,
+            new_fingerprint=f"{row_map.key[:8]}{shard.index:08x}",
+            writer_batch_size=_WHOLE_TABLES,
+        )
+    else:
+        # A map over nothing writes nothing.
+        _write_nothing(made, row_map.features)
+    del lines
+    lines_file.unlink()
     record = ShardRecord(
         index=shard.index,
         pieces=tuple(pieces),
-        rows={name: named[name] for name in splits},
-        entries=named["entries"],
-        examples=named["examples"],
-        rejects=named["rejects"],
-        counts=counts,
-        codes=dict(codes),
-        shapes=shapes,
-        digest=digest,
+        bytes=made.stat().st_size,
+        sha256=hash_file_bytes(made),
+        rows=batches.rows,
+        codes=dict(batches.codes),
+        shapes=batches.shapes,
     )
+    made.replace(rows_path(folder, shard.index))
     give_back_free_memory()
-    marker = folder / f"{temporary}marker"
+    marker = Path(f"{temporary}.json")
     marker.write_text(record.to_marker(), encoding="utf-8")
-    marker.replace(marker_path(folder, shard.index))
+    marker.replace(record_path(folder, shard.index))
     return record
-
-
-def split_names(config: PrepareConfig) -> tuple[str, ...]:
-    """Return the splits that the rows of a job may be of, in the order of `SPLITS`."""
-    validation = ("validation",) if config.validation_fraction else ()
-    rejected = (REJECTED,) if config.rejected_continuations == "keep" else ()
-    return ("train", *validation, *rejected)
 
 
 def read_lines_of(
@@ -173,84 +117,76 @@ def read_lines_of(
         pieces.append(reading.record())
 
 
-def list_entries(mapped: MappedLines) -> pa.Table:
-    """Return the table of `ENTRY_SCHEMA` for the rows of a batch."""
-    ids: list[str] = mapped.table.column("id").to_pylist()
-    columns = [
-        mapped.table.column("id"),
-        pa.array(key_ids(ids)),
-        mapped.table.column("source"),
-        mapped.splits,
-        mapped.line_digests,
-        mapped.row_digests,
-        *(mapped.table.column(name) for name in COUNTED),
-    ]
-    arrays = [
-        column if isinstance(column, (pa.Array, pa.ChunkedArray)) else pa.array(column, field.type)
-        for column, field in zip(columns, ENTRY_SCHEMA, strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=ENTRY_SCHEMA)
+class _Batches:
+    """The map of a shard's batches, counting what they give."""
+
+    def __init__(self, index: int, row_map: RowMap, on_batch: OnBatch) -> None:
+        self._index, self._row_map, self._on_batch = index, row_map, on_batch
+        self._number = self.rows = 0
+        self.codes = Counter[str]()
+        self.shapes = row_map.shapes = ShapeCounts()
+
+    def map(self, lines: pa.Table) -> pa.Table:
+        """Return the rows and rejects of a batch of lines."""
+        self._number += 1
+        if self._number % _BATCHES_PER_TRIM == 0:
+            give_back_free_memory()
+        table = self._row_map(lines)
+        is_row = np.asarray(table.column("code").is_null())
+        rows = int(is_row.sum())
+        codes = Counter[str](table.column("code").drop_null().to_pylist())
+        tokens = int(np.asarray(table.column("total_len").drop_null()).sum())
+        last = lines.slice(lines.num_rows - 1).to_pylist()[0]
+        self._on_batch(
+            Progress(
+                self._index,
+                f"{last['file']}:{last['line']}",
+                lines.num_rows,
+                rows,
+                tokens,
+                table.num_rows - rows,
+                _say_first(table, is_row),
+            )
+        )
+        self.rows += rows
+        self.codes.update(codes)
+        return table
 
 
-def format_examples(entries: pa.Table) -> list[str]:
-    """Return the lines of ``examples.sha256`` for entries: the sha256 of a line, and its id as JSON.
-
-    The rows of one line follow each other and are one example.
-    """
-    ids, digests = (entries.column(name).to_pylist() for name in ("id", "line_digest"))
-    return [
-        format_example(id_, digest)
-        for place, (id_, digest) in enumerate(zip(ids, digests, strict=True))
-        if not place or id_ != ids[place - 1]
-    ]
-
-
-def format_example(id_: str, line_digest: bytes) -> str:
-    """Return the line of ``examples.sha256`` for one example."""
-    return f"{line_digest.hex()}  {json.dumps(id_)}\n"
-
-
-def format_rejects(rejects: Sequence[Reject]) -> list[str]:
-    """Return the lines of ``rejects.jsonl``."""
-    return [json.dumps(reject.to_dict(), ensure_ascii=False) + "\n" for reject in rejects]
-
-
-def _batch_lines(
-    shard: SourceShard, most_lines: int, pieces: list[PieceRecord]
-) -> Iterator[list[tuple[str, SourceLine]]]:
-    """Yield the lines of a shard in batches, bounded by their number and by their text."""
-    held: list[tuple[str, SourceLine]] = []
-    characters = 0
-    for file, line in read_lines_of(shard, pieces):
-        size = len(line.text or "")
-        if held and (len(held) == most_lines or characters + size > BATCH_CHARACTERS):
-            yield held
-            held, characters = [], 0
-        held.append((file, line))
-        characters += size
-    if held:
-        yield held
-
-
-def _say_first(rejects: Sequence[Reject]) -> str:
-    if not rejects:
+def _say_first(table: pa.Table, is_row: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
+    if is_row.all():
         return ""
-    first = rejects[0]
-    return f"{first.file}:{first.line}: {first.code}: {excerpt_of(first.reason)}"
+    (first,) = table.slice(int(is_row.argmin()), 1).to_pylist()
+    return f"{first['source']}: {first['code']}: {excerpt_of(first['reject_reason'])}"
 
 
-def _split_rows(mapped: MappedLines) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the rows of each split that has some."""
-    names = dict.fromkeys(mapped.splits)
-    if len(names) == 1:
-        yield mapped.splits[0], mapped.table
-        return
-    for name in names:
-        yield name, mapped.table.filter(pa.array([split == name for split in mapped.splits]))
+def _write_lines(shard: SourceShard, path: Path, pieces: list[PieceRecord]) -> list[int]:
+    """Write the lines of a shard as Arrow; return the characters of each."""
+    sizes: list[int] = []
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, LINE_SCHEMA) as writer:
+        for table in batch_lines(read_lines_of(shard, pieces)):
+            sizes += [len(text) for text in table.column("text").to_pylist()]
+            writer.write_table(table)
+    return sizes
 
 
-def _name_file(folder: Path, file: WrittenFile, temporary: str, stem: str) -> WrittenFile:
-    """Give a whole file its name."""
-    name = file.name.replace(temporary, stem)
-    (folder / file.name).replace(folder / name)
-    return dataclasses.replace(file, name=name)
+def _fit_batch(sizes: Sequence[int], most_lines: int) -> int:
+    """Return a number of lines of which no batch holds more than `BATCH_CHARACTERS`, at least 1.
+
+    `datasets` cuts batches by their number of lines; a line that is longer is a batch of one.
+    """
+    ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    lines = max(1, min(most_lines, len(sizes)))
+    while lines > 1:
+        starts = np.arange(0, len(sizes), lines)
+        stops = np.minimum(starts + lines, len(sizes))
+        if int((ends[stops] - ends[starts]).max()) <= BATCH_CHARACTERS:
+            break
+        lines //= 2
+    return lines
+
+
+def _write_nothing(path: Path, features: datasets.Features) -> None:
+    schema = cast("Any", features).arrow_schema
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema):
+        pass

@@ -96,7 +96,8 @@ class _Process:
     def begin(self, task: Callable[..., Iterator[Any]], args: tuple[Any, ...]) -> None:
         """Ask for a task; what is left of the one before is given up."""
         self._number += 1
-        self._send((self._number, task, args))
+        # The process was started where its first caller was; paths count from where this one is.
+        self._send((self._number, _current_folder(), task, args))
 
     def next_part(self) -> tuple[Any] | None:
         """Return the next part in a tuple, None after the last."""
@@ -162,6 +163,13 @@ def _take_process() -> _Process:
     return _Process()
 
 
+def _current_folder() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109 (as it is, for a process that has no other use of paths)
+    except FileNotFoundError:
+        return None
+
+
 def _forget_processes() -> None:
     while _idle:
         _idle.pop().forget()
@@ -191,9 +199,11 @@ def serve(requests_fd: int, answers_fd: int) -> None:
 
 def _answer(request: Any, requests: Connection, answers: Connection) -> Any:
     """Send the parts of one task; return the request that came before it was done, if any."""
-    number, task, args = request
+    number, folder, task, args = request
     ahead = _AHEAD
     try:
+        if folder is not None:
+            os.chdir(folder)
         for part in task(*args):
             while not ahead or requests.poll():
                 message = requests.recv()

@@ -98,6 +98,8 @@ def _refuse_other_kinds(content: Iterator[bytes], where: str) -> Iterator[bytes]
         head += chunk
         if len(head) >= HEAD_BYTES:
             break
+    if where and (twice := compression_of(head)):
+        raise BrokenArchive(f"this is a {twice} file{where}: compressed twice; unpack it once")
     if found := kind_of(head):
         kind, cure = found
         raise BrokenArchive(

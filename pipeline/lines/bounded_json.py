@@ -23,9 +23,15 @@ class NotThatJson(ValueError):
 
 
 def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """Return the JSON object in a file.
+    """Return the JSON object in a file. Raises as `read_content` and `parse_object`."""
+    return parse_object(read_content(path, most_bytes))
 
-    Raises `NotThatJson`, `FileNotFoundError`, and `OSError` where it cannot be read.
+
+def read_content(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a file that others may have put there.
+
+    Raises `NotThatJson` for a pipe, a device or too many bytes, `FileNotFoundError`, and `OSError` where
+    it cannot be read.
     """
     # Opening a named pipe would wait for somebody to write to it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -35,7 +41,7 @@ def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
             raise NotThatJson("no regular file; expected JSON")
         if status.st_size > most_bytes:
             raise NotThatJson(f"{status.st_size} bytes; expected JSON of at most {most_bytes}")
-        return parse_object(file.read(most_bytes))
+        return file.read(most_bytes)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:

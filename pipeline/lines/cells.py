@@ -56,10 +56,9 @@ _OBJECT_FIELDS: Final = frozenset(
         "message",
     }
 )
-# Fields that may be text, but whose items never are.
-_OBJECT_ITEMS: Final = frozenset(
-    {"context", "prompt", "completion", "chosen", "rejected", "content"}
-)
+
+
+_MESSAGE_KEYS: Final = frozenset({"role", "from", "type", "content", "tool_calls"})
 
 
 def write_json(row: dict[str, Any]) -> str:
@@ -113,18 +112,18 @@ def _judge_value(value: Any, path: str) -> Rejected | None:
     return Rejected("wrong_type", reason, str(value))
 
 
-def _decoder_for(kind: pa.DataType, path: str, *, in_list: bool = False) -> Decoder | None:
+def _decoder_for(kind: pa.DataType, path: str) -> Decoder | None:
     """Return the decoder of an Arrow type; ``path`` names its place, as ``messages.content``."""
     if isinstance(kind, pa.JsonType):
-        return _json_decoder(path, in_list=in_list)
+        return _json_decoder(path)
     if pa.types.is_struct(kind):
         decode = _struct_decoder([kind.field(index) for index in range(kind.num_fields)], path)
-        return _arguments_decoder(path, decode) if _field_of(path) == "arguments" else decode
+        return _arguments_decoder(decode) if _field_of(path) == "arguments" else decode
     if pa.types.is_map(kind):
         decode = _decoder_for(cast("Any", kind).item_type, path)
         return partial(_decode_map, path, decode or _keep)
     if any(is_kind(kind) for is_kind in _LIST_KINDS):
-        decode = _decoder_for(kind.value_type, path, in_list=True)
+        decode = _decoder_for(kind.value_type, path)
         return None if decode is None else partial(_decode_items, decode)
     return None
 
@@ -160,52 +159,63 @@ def _keep(value: Any) -> Any:
     return value
 
 
-def _json_decoder(path: str, *, in_list: bool) -> Decoder:
+def _json_decoder(path: str) -> Decoder:
     """Return the reader of datasets' type Json: the JSON text that it holds, parsed strictly.
 
-    datasets 5 (``features/features.py``: ``Json.encode_example``) keeps a text that looks like JSON
-    as JSON, so the value must be of a kind that no text stands for. Its own reader is not used,
-    because it rounds numbers.
+    datasets 5 (``features/features.py``: ``Json.encode_example``) keeps a text that is JSON as JSON and
+    spells any other as a JSON text, so text, messages and lists of these are what they were, and the
+    text 42 and the number 42 are one: such a value is refused. Its own reader is not used, because it
+    rounds numbers.
     """
     name = _field_of(path)
     reason = (
         f"{path}: of datasets' type Json, in which the text 42 and the number 42 are one; "
         "give the JSONL file that it was made from, or keep the field as text"
     )
-    if name not in _OBJECT_FIELDS and not (in_list and name in _OBJECT_ITEMS):
-        raise Rejected("wrong_type", reason)
 
     def decode(text: str) -> Any:
         value = parse_value(text)
         items = cast("list[Any]", value) if isinstance(value, list) else [value]
-        if not all(isinstance(item, dict) for item in items):
+        if name in _OBJECT_FIELDS:
+            is_certain = all(isinstance(item, dict) for item in items)
+        else:
+            is_certain = isinstance(value, str) or all(map(_is_message, items))
+        if not is_certain:
             raise Rejected("wrong_type", reason, text)
         return value
 
     return decode
 
 
-def _arguments_decoder(path: str, decode: Decoder | None) -> Decoder:
-    """Return the check of a call's arguments in a struct, where null may mean "not given"."""
-
-    def check(value: dict[str, Any]) -> dict[str, Any]:
-        if _holds_null(value):
-            raise Rejected(
-                "wrong_type",
-                f"{path}: null in a struct, which may be the call's own or stand for no argument; "
-                "keep the arguments as JSON text",
-                value,
-            )
-        return value if decode is None else decode(value)
-
-    return check
+def _is_message(value: object) -> bool:
+    """Say whether an object is a message or a part of one, and not a text that happens to be JSON."""
+    return isinstance(value, dict) and not _MESSAGE_KEYS.isdisjoint(cast("dict[str, Any]", value))
 
 
-def _holds_null(value: Any) -> bool:
+def _arguments_decoder(decode: Decoder | None) -> Decoder:
+    """Return the reader of a call's arguments in a struct, where a key that is null is absent.
+
+    All calls of a column have the keys of each; a null that a call itself had is lost with them.
+    """
+
+    def read(value: dict[str, Any]) -> dict[str, Any]:
+        return drop_nulls(value if decode is None else decode(value))
+
+    return read
+
+
+def drop_nulls(value: Any) -> Any:
+    """Return a JSON value without the keys of its objects that are null.
+
+    >>> drop_nulls({"a": None, "b": [{"c": None}]})
+    {'b': [{}]}
+    """
     if isinstance(value, dict):
-        parts = cast("dict[str, Any]", value).values()
-        return any(part is None or _holds_null(part) for part in parts)
-    return isinstance(value, list) and any(_holds_null(part) for part in cast("list[Any]", value))
+        fields = cast("dict[str, Any]", value).items()
+        return {key: drop_nulls(part) for key, part in fields if part is not None}
+    if isinstance(value, list):
+        return [drop_nulls(part) for part in cast("list[Any]", value)]
+    return value
 
 
 def _field_of(path: str) -> str:

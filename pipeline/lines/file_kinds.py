@@ -1,7 +1,9 @@
-"""What a file is that is no JSONL, told by its first bytes, and what makes JSONL of it."""
+"""What a file is that is no JSONL, told by how it begins, and what makes JSONL of it."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from typing import Final
 
 HEAD_BYTES: Final = 512
@@ -55,3 +57,68 @@ def _is_tar(head: bytes) -> bool:
     if not digits or not digits.isdigit() or digits.translate(None, b"01234567"):
         return False
     return int(digits, 8) == sum(head[:148]) + 8 * ord(" ") + sum(head[156:HEAD_BYTES])
+
+
+_OF_CSV: Final = (
+    "`python -c 'import csv, json, sys; [print(json.dumps(row)) for row in "
+    "csv.DictReader(sys.stdin{})]' < FILE > FILE.jsonl`"
+)
+"""Keeps each cell as the text that it is; what infers types makes numbers of ids."""
+_DELIMITERS: Final = {
+    ",": "",
+    "\t": ', delimiter="\\t"',
+    ";": ', delimiter=";"',
+    "|": ', delimiter="|"',
+}
+_MARKUP: Final = {
+    "<?xml": ("XML", "write its records as JSONL"),
+    "<!doctype": ("HTML", "write its text as JSONL"),
+    "<html": ("HTML", "write its text as JSONL"),
+    "%yaml": ("YAML", "write each of its documents as one line of JSON"),
+    "---": ("YAML", "write each of its documents as one line of JSON"),
+}
+
+
+def text_kind_of(head: Sequence[str]) -> tuple[str, str] | None:
+    """Return the kind of text that begins with these lines, and its cure; None for what may be JSONL.
+
+    Args:
+        head: the first three lines that are not blank, or all of them where there are fewer.
+
+    One bad line tells nothing: a file is named only where no line of its head can begin an object.
+
+    >>> text_kind_of(["id;context", "1;a"])[0]
+    'CSV'
+    >>> text_kind_of(["id,context", '{"id": "a"}']) is None
+    True
+    """
+    starts = [line.lstrip("\ufeff \t\r") for line in head]
+    if not starts or any(start.startswith(("{", "[")) for start in starts):
+        return None
+    beginning = starts[0][:16].lower()
+    for mark, kind in _MARKUP.items():
+        if beginning.startswith(mark):
+            return kind
+    for delimiter, argument in _DELIMITERS.items():
+        if _is_table(head, delimiter):
+            return "TSV" if delimiter == "\t" else "CSV", _OF_CSV.format(argument)
+    return None
+
+
+def _is_table(head: Sequence[str], delimiter: str) -> bool:
+    """Say whether lines are a row of names and rows of as many cells."""
+    if len(head) < 2:
+        return False
+    try:
+        # A cell may hold newlines, so that the last row is as yet without its end.
+        names, *rows = csv.reader([line + "\n" for line in head], delimiter=delimiter)
+    except csv.Error:
+        return False
+    if len(names) < 2 or len(set(names)) < len(names) or not all(map(_is_name, names)):
+        return False
+    return all(len(row) == len(names) for row in rows[:-1]) and 1 < len(rows[-1]) <= len(names)
+
+
+def _is_name(cell: str) -> bool:
+    """Say whether a cell may be the name of a column."""
+    return 0 < len(cell.strip()) <= 100 and not cell.strip()[0].isdecimal()

@@ -196,6 +196,8 @@ def _syntax_reject(text: str, error: json.JSONDecodeError) -> Rejected:
     remedy = "restore the line or delete it"
     if error.msg == "Extra data":
         remedy = "write one object a line and end each line with \\n"
+    elif text.lstrip().startswith("{'"):
+        remedy = "it is Python's repr of a dict: write it with json.dumps"
     reason = f"not JSON ({error.msg} at character {error.pos + 1}); {remedy}"
     return Rejected("bad_json", reason, _excerpt(text, error.pos))
 

@@ -170,7 +170,7 @@ def _lines_of(
     max_line_bytes: int,
     unread: frozenset[str],
 ) -> Iterator[SourceLine]:
-    for number, row in enumerate(_values_of(rows), before + 1):
+    for number, row in enumerate(values_of(rows), before + 1):
         try:
             if isinstance(row, Rejected):
                 raise row
@@ -185,25 +185,31 @@ def _lines_of(
 
 
 class _Columns:
-    """The columns of a table that are read, and ``unread``, the names of those that are not.
-
-    Read are those of a shape, and those in which tools or template options lie.
-    """
+    """The columns of a table that are read, and ``unread``, the names of those that are not."""
 
     def __init__(self) -> None:
         self.unread: frozenset[str] = frozenset()
 
     def choose(self, schema: pa.Schema) -> list[str]:
-        """Return the names of the columns to read; none where no shape has any of them."""
-        names = [
-            field.name for field in schema if field.name in KNOWN_KEYS or _holds_request(field.type)
-        ]
-        if len(set(names)) != len(names):
-            raise pa.ArrowInvalid(f"two columns have one name: {', '.join(sorted(names))}")
-        if not any(name in KNOWN_KEYS for name in names):
-            names = []
-        self.unread = frozenset(schema.names).difference(names)
+        """Return the names of the columns to read."""
+        names, self.unread = choose_columns(schema)
         return names
+
+
+def choose_columns(schema: pa.Schema) -> tuple[list[str], frozenset[str]]:
+    """Return the names of the columns to read, and those of the others.
+
+    Read are those of a shape, and those in which tools or template options lie; none where no shape
+    has any of them. Raises `pa.ArrowInvalid` where two of them have one name.
+    """
+    names = [
+        field.name for field in schema if field.name in KNOWN_KEYS or _holds_request(field.type)
+    ]
+    if len(set(names)) != len(names):
+        raise pa.ArrowInvalid(f"two columns have one name: {', '.join(sorted(names))}")
+    if not any(name in KNOWN_KEYS for name in names):
+        names = []
+    return names, frozenset(schema.names).difference(names)
 
 
 def _holds_request(type_: pa.DataType) -> bool:
@@ -221,7 +227,7 @@ def _fitting_rows(size: int, rows: int) -> int:
     return max(1, min(_MOST_ROWS, _BATCH_BYTES * rows // max(size, 1)))
 
 
-def _values_of(rows: pa.RecordBatch) -> Iterator[dict[str, Any] | Rejected]:
+def values_of(rows: pa.RecordBatch) -> Iterator[dict[str, Any] | Rejected]:
     """Yield each row as Python values, keys that are null left out, or why it has none."""
     try:
         values: list[dict[str, Any]] = rows.to_pylist()
@@ -230,7 +236,7 @@ def _values_of(rows: pa.RecordBatch) -> Iterator[dict[str, Any] | Rejected]:
             yield _bad_encoding(error)
             return
         for index in range(rows.num_rows):
-            yield from _values_of(rows.slice(index, 1))
+            yield from values_of(rows.slice(index, 1))
         return
     for row in values:
         yield {name: value for name, value in row.items() if value is not None}

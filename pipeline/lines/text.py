@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 from pipeline.errors import EXCERPT_LIMIT, Rejected, UnreadableFile
 from pipeline.lines.archive import BrokenArchive, decompressed
+from pipeline.lines.file_kinds import text_kind_of
 from pipeline.lines.files import SourceFile, open_bytes, unreadable
 from pipeline.lines.json_text import is_one_value_over_lines
 from pipeline.lines.plan import Piece
@@ -93,7 +94,7 @@ class _Reading:
         lines = self._decoded_lines()
         if not self._before:
             head = list(itertools.islice(lines, 3))
-            self._refuse_one_value(head)
+            self._refuse_other_text(head)
             lines = itertools.chain(head, lines)
         yield from lines
 
@@ -133,11 +134,17 @@ class _Reading:
             after = raw[error.start :][:EXCERPT_LIMIT].decode("utf-8", "backslashreplace")
             return SourceLine(self._line, None, Rejected("bad_encoding", reason, before + after))
 
-    def _refuse_one_value(self, head: Sequence[SourceLine]) -> None:
-        """Raise for a file that is one JSON array or pretty-printed: ``head`` is how it begins."""
+    def _refuse_other_text(self, head: Sequence[SourceLine]) -> None:
+        """Raise for a file that is one JSON value or no JSON at all: ``head`` is how it begins."""
         if not head:
             return
         texts = [line.text for line in head if line.text is not None]
+        if len(texts) == len(head) and (found := text_kind_of(texts)):
+            kind, cure = found
+            reason = (
+                f"this is a {kind} file, expected one object a line (JSONL); convert it: {cure}"
+            )
+            raise UnreadableFile(self._file.name, head[0].line, reason)
         # An array in one line can be longer than any line that is held.
         reject = head[0].reject
         long_array = (

@@ -15,6 +15,7 @@ from pipeline.prompt.clock import FixedClock, replace_clock
 from pipeline.prompt.limits import join_text
 from pipeline.prompt.options import read_moment, read_options
 from pipeline.prompt.request import SERVER_VERSIONS, ChatRequest, Rendering
+from pipeline.prompt.shape import expect_list
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class PlainDialect:
             **request.chat_template_kwargs,
         }
         call: dict[str, Any] = {
-            "conversations": [list(request.messages)],
-            "tools": list(request.tools) if request.tools else None,
+            "conversations": [list(expect_list(request.messages, "messages"))],
+            "tools": list(expect_list(request.tools, "tools")) if request.tools else None,
             "chat_template": template.source,
             "add_generation_prompt": add_generation_prompt,
         }

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
-from pipeline.errors import UsageError
 from pipeline.types import Message
 
 if TYPE_CHECKING:
@@ -108,26 +106,3 @@ class Dialect(Protocol):
         makes of a message, from which a continuation is cut.
         """
         ...
-
-
-def load_dialect(
-    name: str, options: Mapping[str, Any], model_type: str | None, folder: Path | None = None
-) -> Dialect:
-    """Return the dialect called ``name`` (``vllm``, ``sglang`` or ``plain``).
-
-    ``options`` are the server's own flags (``content_format``, ...); ``model_type`` is that of the
-    model's ``config.json`` and ``folder`` the tokenizer's, by which servers choose a renderer that
-    is not Jinja.
-    Raises `UsageError` for an unknown name or option, and for a renderer that is not reproduced.
-    """
-    from pipeline.prompt.plain import PlainDialect
-    from pipeline.prompt.sglang import SglangDialect
-    from pipeline.prompt.vllm import VllmDialect
-
-    if name == "vllm":
-        return VllmDialect.from_options(options, model_type, folder)
-    if name == "sglang":
-        return SglangDialect.from_options(options, model_type)
-    if name == "plain":
-        return PlainDialect.from_options(options)
-    raise UsageError(f"server: unknown dialect {name!r}; expected vllm, sglang or plain")

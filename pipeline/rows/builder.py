@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 from pipeline.answer.emitted import ContinuationSettings, build_continuation
 from pipeline.answer.probe import probe_turns
 from pipeline.answer.turn_facts import TurnFacts
-from pipeline.config import PrepareConfig
+from pipeline.config import RowSettings
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples.decisions import DecisionPoint
 from pipeline.prompt.bounded import BOUNDED_RUNS
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
+from pipeline.prompt.dialects import load_dialect
 from pipeline.prompt.limits import OverLimit
-from pipeline.prompt.request import ChatRequest, Dialect, Rendering, load_dialect
+from pipeline.prompt.request import ChatRequest, Dialect, Rendering
 from pipeline.rows.boundary import (
     BoundedRow,
     FittedContext,
@@ -52,14 +53,14 @@ class RowBuilder:
 
     >>> from pipeline.examples.decisions import find_decision_points
     >>> from pipeline.examples.example import TrainingExample
-    >>> builder = RowBuilder(PrepareConfig(input=("x",), tokenizer="configs/tokenizer", output="y"))
+    >>> builder = RowBuilder(RowSettings(tokenizer="configs/tokenizer"))
     >>> example = TrainingExample("a", "2+2=", "4")
     >>> row = builder.build(find_decision_points(example))[0]
     >>> row.context_len < row.total_len
     True
     """
 
-    def __init__(self, config: PrepareConfig) -> None:
+    def __init__(self, config: RowSettings) -> None:
         self._config = config
         self.encoder = TextEncoder.from_path(
             config.tokenizer,
@@ -109,10 +110,9 @@ class RowBuilder:
         The template is probed for their kinds of request, and the encoder is checked on their texts:
         last, because it may have to be waited for.
         """
-        # A template that does not come to an end shows that in every point.
+        # A template that does not come to an end shows that in every point, and is waited for once.
         with suppress(OverLimit), BOUNDED_RUNS.limited():
             self.build(points)
-        with suppress(OverLimit), BOUNDED_RUNS.limited():
             self.encoder.settle(text for point in points for text in self._texts_of(point))
 
     def _texts_of(self, point: DecisionPoint) -> Iterator[str]:

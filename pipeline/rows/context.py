@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.answer.marks import find_text_flags
 from pipeline.answer.refusals import explain_refusal
-from pipeline.config import PrepareConfig
+from pipeline.config import RowSettings
 from pipeline.errors import Rejected
 from pipeline.examples.decisions import DecisionPoint
 from pipeline.examples.example import TrainingExample
@@ -45,7 +45,7 @@ class ContextBuilder:
 
     def __init__(
         self,
-        config: PrepareConfig,
+        config: RowSettings,
         encoder: TextEncoder,
         templates: ChatTemplates,
         dialect: Dialect,
@@ -156,7 +156,7 @@ class ContextBuilder:
             )
         flags = prompt.flags + texts
         if (sampled := _sampled_context(point)) is not None:
-            ids = check_context_ids(sampled, self._encoder.vocabulary_size)
+            ids = check_context_ids(sampled, self._encoder)
             is_raw, flags = True, (*flags, "sampled_ids", *self._compare(point, request, ids))
         elif prompt.ids is not None:
             ids = np.array(prompt.ids, np.int32)

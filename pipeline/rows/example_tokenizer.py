@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import config_from_mapping
+from pipeline.config import RowSettings, read_settings
 from pipeline.errors import Rejected
 from pipeline.examples.decisions import find_decision_points
 from pipeline.examples.example import TrainingExample, read_example
@@ -18,7 +18,7 @@ from pipeline.types import Message
 class ExampleTokenizer:
     """Prepares single examples with the tokenizer at ``model_path`` (a folder or a Hub name).
 
-    ``settings`` are those of ``prepare`` (``server``, ``chat_template_kwargs``, ``overlong``, ...).
+    ``settings`` are those of `pipeline.config.RowSettings` (``server``, ``overlong``, ...).
 
     >>> tokenizer = ExampleTokenizer("configs/tokenizer")
     >>> example = tokenizer.prepare_example(TrainingExample("a", "2+2=", "4"), device="cpu")
@@ -27,8 +27,8 @@ class ExampleTokenizer:
     """
 
     def __init__(self, model_path: str, **settings: Any) -> None:
-        values = {"input": "-", "output": "-", **settings, "tokenizer": model_path}
-        self._builder = RowBuilder(config_from_mapping(values, "ExampleTokenizer"))
+        values = {**settings, "tokenizer": model_path}
+        self._builder = RowBuilder(read_settings(RowSettings, values, "ExampleTokenizer"))
 
     def prepare_example(
         self,

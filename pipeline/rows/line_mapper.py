@@ -10,14 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.config import PrepareConfig
+from pipeline.config import RowSettings
 from pipeline.errors import Rejected
-from pipeline.examples.decisions import DecisionPoint, assign_split, find_decision_points
-from pipeline.examples.example import read_id
+from pipeline.examples.decisions import DecisionPoint, find_decision_points, name_split
+from pipeline.examples.example import TrainingExample, read_id
 from pipeline.examples.line_parser import LineParser
 from pipeline.examples.shapes import read_row
 from pipeline.lines.text import SourceLine
@@ -27,6 +27,8 @@ from pipeline.rows.shape_counts import ShapeCounts
 from pipeline.rows.table import Provenance, build_table, digest_rows
 from pipeline.types import NUMERIC_COLUMNS, REJECTED, Reject
 
+_ID_LENGTH: Final = 32
+
 
 @dataclass(frozen=True, slots=True)
 class MappedLines:
@@ -34,7 +36,8 @@ class MappedLines:
 
     ``splits``, ``row_digests`` (see `digest_rows`) and ``line_digests`` (sha256 of the line) have one
     entry per row; ``rejects`` are in the order of the lines; ``shapes`` counts the lines that were
-    examples.
+    examples. ``order`` names what stands first in the input, then second, ...: rows by their number,
+    rejects by theirs after the last row's.
     """
 
     table: pa.Table
@@ -43,6 +46,7 @@ class MappedLines:
     line_digests: list[bytes]
     rejects: list[Reject]
     shapes: ShapeCounts
+    order: list[int]
 
 
 class _Draft(NamedTuple):
@@ -63,10 +67,10 @@ class _Draft(NamedTuple):
         return Reject(self.file, self.line, self.provenance.id, error.code, reason, error.excerpt)
 
 
-class RowMapper:
+class LineMapper:
     """Maps batches of lines, each with the name of its file, to rows and rejects."""
 
-    def __init__(self, config: PrepareConfig, builder: RowBuilder) -> None:
+    def __init__(self, config: RowSettings, builder: RowBuilder) -> None:
         self._config = config
         self._parser = LineParser()
         self.builder = builder
@@ -88,19 +92,23 @@ class RowMapper:
         rows: list[BoundedRow] = []
         kept: list[_Draft] = []
         rejects: list[Reject] = []
+        number = sum(isinstance(result, BoundedRow) for result in results)
+        order: list[int] = []
         for draft, result in zip(drafts, results, strict=True):
             if isinstance(result, BoundedRow):
+                order.append(len(rows))
                 rows.append(result)
                 kept.append(draft)
             else:
                 assert result is not None, "a draft without a point has its error"
+                order.append(number + len(rejects))
                 rejects.append(draft.to_reject(result))
         table = build_table(rows, [draft.provenance for draft in kept])
         saved = table if self._config.columns == "full" else table.select(NUMERIC_COLUMNS)
         splits = self._name_splits(kept)
         digests = digest_rows(saved, splits)
         line_digests = [draft.line_digest for draft in kept]
-        return MappedLines(table, splits, digests, line_digests, rejects, shapes)
+        return MappedLines(table, splits, digests, line_digests, rejects, shapes, order)
 
     def _name_unread(self, unread: frozenset[str], line: SourceLine) -> frozenset[str]:
         """Return the keys of a line that nobody reads; a plain server reads all of a message."""
@@ -113,17 +121,13 @@ class RowMapper:
     def _name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
         fraction = self._config.validation_fraction
         return [
-            REJECTED
-            if draft.provenance.preference == REJECTED
-            else assign_split(draft.provenance.conversation, fraction)
-            if fraction
-            else "train"
+            name_split(draft.provenance.preference, draft.provenance.conversation, fraction)
             for draft in drafts
         ]
 
     def _draft_line(self, file: str, line: SourceLine, shapes: ShapeCounts) -> Iterator[_Draft]:
         """Yield what a line is to become, as far as it is known before rendering; count its shape."""
-        source = f"{file}:{line.line}"
+        source = f"{file}:{line.line}" if file else ""
         text = line.text
         if text is None:
             assert line.reject is not None, "a line has its text or its reject"
@@ -131,7 +135,9 @@ class RowMapper:
             return
         digest = hashlib.sha256(text.encode()).digest()
         try:
-            read = read_row(self._parser.parse(text), self._config.format, source)
+            read = read_row(self._parser.parse(text), self._config.format, "")
+            if not read.example.id:
+                digest = name_example(read.example)
             points = find_decision_points(
                 read.example,
                 self._config.decisions,
@@ -146,14 +152,26 @@ class RowMapper:
             yield _Draft(file, line.line, digest, _provenance_of(point, source), point)
 
 
+def name_example(example: TrainingExample) -> bytes:
+    """Give an example without an id one from its content; return the hash that it is made of.
+
+    The same example has the same id in any file, and so it is known where it stands twice.
+    """
+    content = {name: value for name, value in example.to_dict().items() if name != "id"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+    example.id = digest.hex()[:_ID_LENGTH]
+    example.conversation = example.conversation or example.id
+    return digest
+
+
 def _refuse_unpaired(
     drafts: Sequence[_Draft], results: Sequence[BoundedRow | Rejected | None]
 ) -> list[BoundedRow | Rejected | None]:
     """Return the results, the worse continuation of a pair refused where no better one is a row."""
-    better: dict[tuple[str, int, int], BoundedRow | Rejected | None] = {}
+    better: dict[tuple[bytes, int, int], BoundedRow | Rejected | None] = {}
     paired: list[BoundedRow | Rejected | None] = []
     for draft, result in zip(drafts, results, strict=True):
-        place = (draft.file, draft.line, draft.provenance.decision_idx)
+        place = (draft.line_digest, draft.line, draft.provenance.decision_idx)
         partner = better.get(place)
         if draft.provenance.preference != REJECTED:
             better[place] = partner if isinstance(partner, BoundedRow) else result

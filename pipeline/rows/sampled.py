@@ -16,11 +16,33 @@ from pipeline.tokens.encoder import Ids, TextEncoder
 from pipeline.types import Message
 
 
-def check_context_ids(ids: Sequence[int], vocabulary_size: int) -> Ids:
+def check_context_ids(ids: Sequence[int], encoder: TextEncoder) -> Ids:
     """Return the ids of a prompt as int32. Raises `Rejected` (``empty_context``, ``bad_ids``)."""
     if not ids:
         raise Rejected("empty_context", "context_ids: empty; expected the ids of the served prompt")
-    return _check_range("context_ids", ids, vocabulary_size)
+    _refuse_padding("context_ids", ids, encoder)
+    return _check_range("context_ids", ids, encoder.vocabulary_size)
+
+
+def _refuse_padding(
+    name: str, ids: Sequence[int], encoder: TextEncoder, end_ids: Collection[int] = ()
+) -> None:
+    """Refuse ids that begin or end with padding: they are of a batch, not what a server saw.
+
+    One padding token may be the token that begins or ends a text; two of them are padding.
+    """
+    pad = encoder.pad_id
+    if pad is None or pad not in (ids[0], ids[-1]):
+        return
+    is_end = ids[0] != pad
+    edge = list(ids[-2:] if is_end else ids[:2])
+    if edge == [pad, pad] or (encoder.pads_alone and not (is_end and pad in end_ids)):
+        raise Rejected(
+            "bad_ids",
+            f"{name}[{len(ids) - 1 if is_end else 0}]: padding, which no server saw or sampled; "
+            "expected the ids without it",
+            pad,
+        )
 
 
 def check_continuation_ids(
@@ -41,6 +63,7 @@ def check_continuation_ids(
     """
     if not ids:
         raise Rejected("empty_continuation", "continuation_ids: empty; expected the sampled ids")
+    _refuse_padding("continuation_ids", ids, encoder, end_ids)
     checked = _check_range("continuation_ids", ids, encoder.vocabulary_size)
     body = checked[:-1] if int(checked[-1]) in end_ids else checked
     if needs_end and end_ids and len(body) == len(checked):

@@ -12,6 +12,8 @@ from pipeline.rows.shown import holds_text, read_call_values
 from pipeline.tokens.encoder import Ids, TextEncoder
 from pipeline.types import Message
 
+# Marks that stand before each call, and not in a text (Qwen, Hermes, GLM; Kimi; DeepSeek).
+_CALL_MARKS: Final = ("<tool_call>", "<|tool_call_begin|>", "<｜tool▁call▁begin｜>")
 _THINK_CLOSES: Final = tuple(close for _, close in THINK_MARKS)
 
 
@@ -33,7 +35,9 @@ def find_unsaid(continuation: Message, body: Ids, encoder: TextEncoder) -> str |
                 return value
         elif not _spells(decoded, value):
             return json.dumps(value)
-    return None if message.calls else _find_other_answer(message, decoded, encoder)
+    if message.calls:
+        return _find_other_call(message, decoded)
+    return _find_other_answer(message, decoded, encoder)
 
 
 def _says(decoded: str, piece: str, encoder: TextEncoder) -> bool:
@@ -49,6 +53,25 @@ def _spells(decoded: str, value: object) -> bool:
         spellings.add(f"{value}.0")  # Clients in JavaScript write 2.0 as 2.
     either = "|".join(map(re.escape, spellings))
     return re.search(rf"(?<![\w.+-])(?:{either})(?![\w.])", decoded) is not None
+
+
+def _find_other_call(message: ReadMessage, decoded: str) -> str | None:
+    """Return the first name of a message's calls where its ids open more calls than it has.
+
+    A mark that opens each call (``<tool_call>``) tells how many there are; a text of the message may
+    hold it too. Words before the calls that the message does not have are those that its ids say.
+    """
+    said = json.dumps([*message.texts, message.reasoning, *read_call_values(message.calls)])
+    for mark in _CALL_MARKS:
+        if decoded.count(mark) - said.count(mark) > len(message.calls):
+            return next((v for v in read_call_values(message.calls) if isinstance(v, str)), "")
+    before = min((decoded.find(mark) for mark in _CALL_MARKS if mark in decoded), default=0)
+    shown = decoded[:before]
+    for close in _THINK_CLOSES:
+        shown = shown.rpartition(close)[2]
+    if shown.strip() and not "".join(message.texts).strip() and not message.reasoning:
+        return ""
+    return None
 
 
 def _find_other_answer(message: ReadMessage, decoded: str, encoder: TextEncoder) -> str | None:

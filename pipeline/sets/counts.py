@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.rows.shape_counts import ShapeCounts
 
@@ -66,6 +67,13 @@ class RowCounts:
             self.flags[flag] = self.flags.get(flag, 0) + sign * number
             if not self.flags[flag]:
                 del self.flags[flag]
+
+
+def count_rows(table: pa.Table, places: NDArray[np.int64]) -> RowCounts:
+    """Return the counts of the rows at ``places`` of a table with the columns `COUNTED`."""
+    counts = RowCounts()
+    counts.add(table.select(list(COUNTED)).take(pa.array(places)))
+    return counts
 
 
 def describe_counts(

@@ -154,8 +154,9 @@ def _find_faults_of(folder: Path, tokenizer: str | PreTrainedTokenizerBase | Non
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Refuse a set of which a sealed file is missing or changed. Raises `SealMismatch`."""
     for damage in find_damage(folder, manifest):
-        found = "; ".join(filter(None, (damage.found, damage.rows)))
-        raise SealMismatch(damage.name, damage.expected, found, "fetch or prepare the set again")
+        raise SealMismatch(
+            damage.name, damage.expected, damage.found, "fetch or prepare the set again"
+        )
 
 
 def restore_config(
@@ -183,8 +184,8 @@ def open_splits(folder: Path, *, checks_numbers: bool = True) -> datasets.Datase
     """Return the splits of a folder, its rows fit to be looked at but not compared with the manifest.
 
     Without ``checks_numbers`` a row may contradict itself: who asks so finds that out. Raises
-    `UsageError` for a single data set, `DataRefused` where something in the folder points out of it,
-    `UnreadableFile` for files that are damaged.
+    `UsageError` for a single data set, `DataRefused` where something in the folder points out of it or
+    is nothing that `datasets` opens, `UnreadableFile` for files of rows that are damaged.
     """
     check_row_files(folder, checks_numbers=checks_numbers)
     try:
@@ -194,8 +195,8 @@ def open_splits(folder: Path, *, checks_numbers: bool = True) -> datasets.Datase
         *(RuntimeError, ArithmeticError, MemoryError, pa.ArrowException),
     ) as error:
         found = excerpt_of(f"{type(error).__name__}: {error}")
-        raise UnreadableFile(
-            str(folder), 1, f"datasets cannot open it ({found}); fetch or prepare the set again"
+        raise DataRefused(
+            f"{folder}: datasets cannot open it ({found}); fetch or prepare the set again"
         ) from error
 
 

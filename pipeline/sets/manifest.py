@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from pipeline.errors import DataRefused, UsageError, excerpt_of
 from pipeline.lines.bounded_json import NotThatJson, parse_object, read_object
 from pipeline.lines.split_names import is_split_name
-from pipeline.sets.seal import SEAL_FORMAT
+from pipeline.rows.seal import SEAL_FORMAT
 
 REJECTS: Final = "rejects.jsonl"
 """File of a set that holds its rejects."""
@@ -27,7 +27,6 @@ MANIFEST: Final = "manifest.json"
 
 _KEYS: Final = {"digest", "seal", "counts", "config", "files"}
 _MOST: Final = 2**63 - 1
-_BLOCK: Final = re.compile(r"\d{1,18} \d{1,18} [0-9a-f]{8}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME: Final = 1000
 
@@ -246,10 +245,9 @@ _counts_by_name = _map(_count)
 
 def _file(*, needs_sha256: bool) -> _Check:
     digest = {"sha256": _sha256}
-    blocks = {"blocks": _list(_matching(_BLOCK, "ROWS BYTES CRC32"))}
     if needs_sha256:
-        return _object({"bytes": _count, **digest}, blocks)
-    return _object({"bytes": _count}, {**digest, **blocks})
+        return _object({"bytes": _count, **digest})
+    return _object({"bytes": _count}, digest)
 
 
 _SEAL: Final = _object(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from pipeline.errors import DataRefused
+from pipeline.lines.bounded_json import NotThatJson, read_content
 from pipeline.sets.place import MANIFEST
 from pipeline.sets.store import find_folder
 
@@ -45,6 +46,6 @@ def _identify(folder: Path) -> tuple[int, int, bytes] | None:
     """Return what tells one set at a name from the next, or None where there is none."""
     try:
         status = folder.stat()
-        return status.st_dev, status.st_ino, (folder / MANIFEST).read_bytes()
-    except OSError:
+        return status.st_dev, status.st_ino, read_content(folder / MANIFEST)
+    except (OSError, NotThatJson):
         return None

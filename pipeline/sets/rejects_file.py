@@ -34,21 +34,19 @@ class RejectsFile:
         try:
             note: dict[str, Any] = json.loads(self._note.read_bytes())
             path = self.path.with_name(Path(note["name"]).name)
-            if path.is_symlink() or _hash_file(path) not in note["sha256"]:
+            if path.is_symlink() or not path.is_file() or _hash_file(path) not in note["sha256"]:
                 return None
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return path
 
-    def write(self, parts: Iterable[Path]) -> Path:
-        """Write ``parts`` one after the other in the place of the earlier rejects; return where."""
+    def write(self, lines: Iterable[str]) -> Path:
+        """Write ``lines`` in the place of the earlier rejects; return where."""
         earlier = self.find()
         path = earlier or self._find_free_name()
         partial = self._work / ".rejects.jsonl"
-        with partial.open("wb") as joined:
-            for part in parts:
-                with part.open("rb") as file:
-                    shutil.copyfileobj(file, joined, 2**20)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
         sha256 = _hash_file(partial)
         # Until the exchange is done either may stand there.
         self._write_note(path, [sha256, *([_hash_file(earlier)] if earlier else [])])

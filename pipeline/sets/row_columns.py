@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from pipeline.sets.arrow_file import read_table
 from pipeline.sets.layout import find_row_files
 from pipeline.types import ROW_SCHEMA
 
@@ -79,6 +78,12 @@ class RowColumns:
             (row,) = read_table(part.path).slice(inside, 1).to_pylist()
             found.append((part.split, part.start + inside, row))
         return found
+
+
+def read_table(path: Path) -> pa.Table:
+    """Return the rows of an Arrow stream file, mapped and not copied."""
+    with pa.memory_map(str(path)) as mapped:
+        return pa.ipc.open_stream(mapped).read_all()
 
 
 def _read_file(path: Path) -> pa.Table:

@@ -6,47 +6,34 @@ Two sets with the same seal hold the same tokens. The part made from files, sett
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.config import PrepareConfig
-from pipeline.errors import SealMismatch, UsageError
-from pipeline.prompt.request import SERVER_VERSIONS
-from pipeline.tokens.files import find_tokenizer_folder, hash_tokenizer_files
+from pipeline.config import RowSettings
+from pipeline.errors import SealMismatch
+from pipeline.rows.seal import hash_json, make_row_seal
 
 if TYPE_CHECKING:
     from pipeline.prompt.chat_template import ChatTemplates
     from pipeline.tokens.encoder import TextEncoder
 
-SEAL_FORMAT = 2
-"""Raised when the same inputs would no longer give the same rows."""
-
 _REMEDY = "use the tokenizer that the set was made with, or prepare it again"
 
-# Libraries whose release can change a rendered text or an id.
-_VERSIONED = ("context-frozen", "transformers", "tokenizers", "jinja2")
 
-
-def make_seal(config: PrepareConfig, files: Mapping[str, str]) -> dict[str, Any]:
+def make_seal(settings: RowSettings, files: Mapping[str, str]) -> dict[str, Any]:
     """Return the cheap part of the seal.
 
     ``files`` maps the name of each input file to the sha256 of its bytes on disk. Raises
     `UsageError` where the tokenizer or the template file is missing.
     """
-    folder = find_tokenizer_folder(config.tokenizer)
-    seal: dict[str, Any] = {
-        "format": SEAL_FORMAT,
-        "input": [{"name": name, "sha256": digest} for name, digest in files.items()],
-        "tokenizer": {"files": hash_tokenizer_files(folder)},
-        "chat_template": _hash_text_file(config.chat_template),
-        "server": {"name": config.server, "version": SERVER_VERSIONS[config.server]},
-        "settings": config.sealed_settings(),
-        "versions": {name: metadata.version(name) for name in _VERSIONED},
-    }
+    named = [{"name": name, "sha256": digest} for name, digest in files.items()]
+    return seal_input(make_row_seal(settings), named)
+
+
+def seal_input(row_seal: Mapping[str, Any], named: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Return the seal of rows from the input ``named``, entries of a name and a sha256."""
+    seal = {**row_seal, "input": list(named)}
     return {**seal, "key": hash_seal(seal)}
 
 
@@ -77,9 +64,18 @@ def find_differences(
 ) -> Iterator[tuple[str, object, object]]:
     """Yield the innermost keys at which two parts of a seal differ, with both values.
 
+    >>> made = [{"name": "a"}, {"name": "b"}]
+    >>> list(find_differences("seal.input", made, made[:1]))
+    [('seal.input[1]', {'name': 'b'}, None)]
+
     Of a seal and of its tokenizer only what ``here`` has is compared: a seal that was completed has
     more. Its ``key`` follows from the rest.
     """
+    if isinstance(planned, list) and isinstance(here, list):
+        both = zip_longest(cast("list[object]", planned), cast("list[object]", here))
+        for at, (one, other) in enumerate(both):
+            yield from find_differences(f"{key}[{at}]", one, other)
+        return
     if not isinstance(planned, dict) or not isinstance(here, dict):
         if planned != here:
             yield key, planned, here
@@ -110,18 +106,6 @@ def describe_encoder(encoder: TextEncoder) -> dict[str, Any]:
     }
 
 
-def hash_json(value: object) -> str:
-    """Return the sha256 (hex) of a value as canonical JSON: sorted keys, no spaces, ASCII."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_file_bytes(path: Path) -> str:
-    """Return the sha256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_tokenizer(
     seal: Mapping[str, Any], encoder: TextEncoder, templates: ChatTemplates
 ) -> None:
@@ -142,14 +126,3 @@ def check_encoder(seal: Mapping[str, Any], encoder: TextEncoder) -> None:
     found: str = describe_encoder(encoder)["backend_sha256"]
     if made != found:
         raise SealMismatch("seal.tokenizer.backend_sha256", made, found, _REMEDY)
-
-
-def _hash_text_file(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UsageError(
-            f"chat_template: {path}: {error.strerror}; expected a Jinja file"
-        ) from error

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
+from pipeline.rows.seal import hash_json
 from pipeline.sets.marks import Mark
-from pipeline.sets.seal import hash_json
 
 _UPLOAD_NAME: Final = ".upload-{}.json"
 _UPLOAD_ENDS: Final = _UPLOAD_NAME.split("{}")

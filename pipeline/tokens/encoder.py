@@ -21,7 +21,7 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pipeline.errors import UsageError, excerpt_of
+from pipeline.errors import UsageError, excerpt_of, shorten_middle
 from pipeline.tokens.backends import copy_backend, use_one_thread
 from pipeline.tokens.batch import EncodedBatch, Ids, join_rows
 from pipeline.tokens.byte_table import ByteTable, make_byte_table
@@ -110,7 +110,9 @@ class TextEncoder:
         try:
             tokenizer = _load_tokenizer(folder.resolve(), files, trust_remote_code)
         except Exception as error:  # `tokenizers` raises nothing more precise for a torn file.
-            words = " ".join(str(error).split())[:_MOST_WORDS] or type(error).__name__
+            # What it says first and last stays: the remedy of transformers is its last words.
+            said = " ".join(str(error).split()) or type(error).__name__
+            words = shorten_middle(said, _MOST_WORDS)
             raise UsageError(
                 f"tokenizer: {path}: {words}; expected a folder that AutoTokenizer "
                 f"of transformers {transformers.__version__} loads"
@@ -171,6 +173,16 @@ class TextEncoder:
     def bos_id(self) -> int | None:
         """Id of the beginning-of-sequence token, where the tokenizer names one."""
         return self._special_id("bos_token")
+
+    @cached_property
+    def pad_id(self) -> int | None:
+        """Id of the padding token, where the tokenizer names one."""
+        return self._special_id("pad_token")
+
+    @cached_property
+    def pads_alone(self) -> bool:
+        """True where the padding token neither begins nor ends a text."""
+        return self.pad_id not in (None, self.bos_id, self._special_id("eos_token"))
 
     @cached_property
     def adds_bos(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any, Final
 
-from pipeline.config import PrepareConfig
+from pipeline.config import RowSettings
 from pipeline.errors import Rejected, UsageError
 from pipeline.examples.decisions import DecisionPoint
 from pipeline.prompt.clock import CLOCK_FUNCTION
@@ -51,7 +51,7 @@ _NO_LIMIT: Final = 2**31 - 1
 class LikelyRules:
     """Names the rule for differences of one set; what it loads for a rule it keeps."""
 
-    def __init__(self, config: PrepareConfig, builder: RowBuilder) -> None:
+    def __init__(self, config: RowSettings, builder: RowBuilder) -> None:
         self._config = config
         self._builder = builder
         self._builders: dict[str, RowBuilder | None] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.answer.traits import Trait, probe_template, report_refusal
 from pipeline.answer.turn_facts import TurnFacts
-from pipeline.config import PrepareConfig
+from pipeline.config import RowSettings
 from pipeline.errors import excerpt_of
 from pipeline.prompt.bounded import BOUNDED_RUNS
 from pipeline.prompt.limits import OverLimit
@@ -33,7 +33,7 @@ class TokenizerCheck:
         }
 
 
-def check_tokenizer_and_template(config: PrepareConfig) -> TokenizerCheck:
+def check_tokenizer_and_template(config: RowSettings) -> TokenizerCheck:
     """Return what the tokenizer and template of ``config`` do; its input and output are not read.
 
     Raises `UsageError` where there is no such tokenizer or template.
@@ -41,7 +41,7 @@ def check_tokenizer_and_template(config: PrepareConfig) -> TokenizerCheck:
     return describe_builder(RowBuilder(config), config)
 
 
-def describe_builder(builder: RowBuilder, config: PrepareConfig) -> TokenizerCheck:
+def describe_builder(builder: RowBuilder, config: RowSettings) -> TokenizerCheck:
     """Return what the tokenizer and template do that ``builder`` has loaded for ``config``."""
     try:
         with BOUNDED_RUNS.limited():

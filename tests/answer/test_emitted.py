@@ -15,7 +15,8 @@ from pipeline.answer.emitted import Continuation, ContinuationSettings, build_co
 from pipeline.answer.probe import probe_turns
 from pipeline.errors import Rejected, UsageError
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
-from pipeline.prompt.request import ChatRequest, load_dialect
+from pipeline.prompt.dialects import load_dialect
+from pipeline.prompt.request import ChatRequest
 from pipeline.tokens.encoder import TextEncoder
 from pipeline.tokens.files import read_model_type, read_stop_ids
 from tests import own_templates as own

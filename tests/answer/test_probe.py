@@ -11,7 +11,7 @@ import pytest
 from pipeline.answer.probe import probe_turns
 from pipeline.answer.turn_facts import TurnFacts, closes_frame, find_end
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
-from pipeline.prompt.request import load_dialect
+from pipeline.prompt.dialects import load_dialect
 from pipeline.tokens.encoder import TextEncoder
 from pipeline.tokens.files import read_model_type, read_stop_ids
 from scripts.table_of_turns import (

@@ -11,7 +11,7 @@ import pytest
 from pipeline.answer.trait_meanings import MEANINGS
 from pipeline.answer.traits import TemplateReport, probe_template
 from pipeline.prompt.chat_template import ChatTemplates
-from pipeline.prompt.request import load_dialect
+from pipeline.prompt.dialects import load_dialect
 from tests import own_templates as own
 from tests.conftest import require_shared
 from tests.own_templates import DIALECT, templates_of

@@ -15,7 +15,8 @@ from datasets import load_dataset, load_from_disk
 from pipeline.cli.command import main
 from pipeline.config import PrepareConfig
 from pipeline.job.prepare import prepare
-from pipeline.sets.hub.push import PushChoice, push_set
+from pipeline.sets.hub.push import push_set
+from pipeline.sets.hub.push_rules import PushChoice
 from tests.consumers.snippets import run_snippet
 from tests.hub_server import TOKEN, Hub, hub_of_this_process
 

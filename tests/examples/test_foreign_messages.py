@@ -15,7 +15,7 @@ from pipeline.errors import Rejected
 from pipeline.examples.decisions import find_decision_points
 from pipeline.examples.fields import read_continuation, read_messages
 from pipeline.examples.foreign_messages import check_roles
-from pipeline.examples.shapes import FORMATS, read_example, recognise_format
+from pipeline.examples.shapes import read_example
 from pipeline.rows.boundary import BoundedRow
 from pipeline.rows.builder import RowBuilder
 from tests.conftest import ROOT
@@ -213,12 +213,20 @@ def test_a_role_of_its_own_is_right_where_the_template_shows_it() -> None:
     assert isinstance(named, BoundedRow)
 
 
-@pytest.mark.parametrize("role", ["developer", "ipython", "function", "tool"])
+@pytest.mark.parametrize("role", ["developer", "ipython", "tool"])
 def test_a_role_that_servers_know_is_the_servers_to_place(role: str) -> None:
     # vLLM makes developer a system message where the template does not know it.
     row = build([USER, {"role": role, "content": "Look at both."}, USER])
     assert isinstance(row, BoundedRow)
     assert row.flags == (() if role == "developer" else ("message_dropped",))
+
+
+def test_the_result_of_a_call_in_the_old_form_is_refused_with_its_place() -> None:
+    result = build([USER, {"role": "function", "name": "look", "content": "Two."}, USER])
+    assert isinstance(result, Rejected)
+    assert result.code == "wrong_type"
+    assert "messages[1]" in result.reason
+    assert "results in messages of role tool" in result.reason
 
 
 # ---- a prompt without a request
@@ -291,8 +299,8 @@ def test_the_users_words_are_in_the_prompt_or_the_row_is_refused(
     row |= {"id": "a"} if has_id else {}
     builder = builder_with(template, server)
     try:
-        example = FORMATS[recognise_format(row)].read(row, "f:1")
-        (result,) = builder.build(find_decision_points(example))
+        points = find_decision_points(read_example(row, "auto", "f:1"))
+        (result,) = builder.build(points)
     except Rejected:
         return
     if isinstance(result, BoundedRow):

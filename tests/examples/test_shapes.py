@@ -17,7 +17,8 @@ from pipeline.errors import Rejected, UsageError
 from pipeline.examples.example import TrainingExample
 from pipeline.examples.shapes import FORMATS, KNOWN_KEYS, read_example, recognise_format
 from pipeline.prompt.chat_template import ChatTemplates
-from pipeline.prompt.request import ChatRequest, load_dialect
+from pipeline.prompt.dialects import load_dialect
+from pipeline.prompt.request import ChatRequest
 from pipeline.rows.builder import RowBuilder
 from pipeline.types import REJECT_CODES
 

@@ -25,9 +25,9 @@ ROWS = [{"id": f"e{n}", "context": f"{n} and 1", "continuation": f"{n + 1}"} for
 INTERNAL_ERROR = """
 import sys
 from pipeline.cli import command as cli
-from pipeline.job import build
-def fail(*_): raise RuntimeError("a fault of ours")
-build.merge_shards = fail
+from pipeline.rows.builder import RowBuilder
+def fail(*_, **__): raise RuntimeError("a fault of ours")
+RowBuilder.__init__ = fail
 sys.argv[0] = "context-frozen"
 sys.exit(cli.run_command())
 """
@@ -181,5 +181,5 @@ def test_an_error_of_ours_shows_no_secret(folder: Path, hub: Hub, bundled_tokeni
     args = ["--input", str(folder / "good.jsonl"), "--tokenizer", str(bundled_tokenizer)]
     output = ["--output", str(folder / "internal"), "--num_proc", "1"]
     code, printed = run(folder, hub.url, "prepare", *args, *output, code=INTERNAL_ERROR)
-    assert (code, "a fault of ours" in printed) == (1, True), printed
+    assert (code, "a fault of ours" in printed) == (70, True), printed
     assert_secret(folder, printed)

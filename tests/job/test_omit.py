@@ -24,7 +24,7 @@ from pipeline.job.shard_record import ShardRecord
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import plan_shards
 from pipeline.rows.builder import RowBuilder
-from pipeline.rows.line_mapper import RowMapper
+from pipeline.rows.line_mapper import LineMapper
 from pipeline.rows.table import sum_digests
 from pipeline.sets.arrow_file import RowFile
 from pipeline.types import Reject
@@ -77,7 +77,7 @@ def shards(
     path = write_lines(tmp_path / "in.jsonl", rows)
     config = make_config(path, decisions="all", validation_fraction=0.5)
     files = [SourceFile(path, "in.jsonl")]
-    mapper = RowMapper(config, RowBuilder(config))
+    mapper = LineMapper(config, RowBuilder(config))
     folder = tmp_path / "shards"
     folder.mkdir()
     with shards_of(600):

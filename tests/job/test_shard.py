@@ -26,7 +26,7 @@ from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import SourceShard, plan_shards, whole_piece
 from pipeline.lines.tables import open_table
 from pipeline.rows.builder import RowBuilder
-from pipeline.rows.line_mapper import RowMapper
+from pipeline.rows.line_mapper import LineMapper
 from pipeline.rows.table import sum_digests
 from pipeline.sets.arrow_file import HashedFile, RowFile, read_table, row_schema
 from pipeline.sets.place import Target
@@ -52,7 +52,7 @@ class Job:
     """What a shard is made with, and the folder that it is made in."""
 
     shards: tuple[SourceShard, ...]
-    mapper: RowMapper
+    mapper: LineMapper
     config: PrepareConfig
     folder: Path
 
@@ -70,7 +70,7 @@ def make_job(tmp_path: Path, make_config: Callable[..., PrepareConfig]) -> Calla
         files = [SourceFile(path, "in.jsonl")]
         with shards_of(shard_bytes):
             plan = plan_shards(files)
-        mapper = RowMapper(config, RowBuilder(config))
+        mapper = LineMapper(config, RowBuilder(config))
         folder = tmp_path / "shards"
         folder.mkdir(exist_ok=True)
         return Job(plan.shards, mapper, config, folder)

@@ -208,3 +208,12 @@ def test_content_that_repeats_itself_a_hundred_times_is_read(
     packed = zstandard.compress(line * 100)
     assert 100 * len(packed) < 2 * len(line * 100)
     assert b"".join(decompressed(iter([packed]), "in.jsonl")) == line * 100
+
+
+@pytest.mark.parametrize("outer", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize(("inner", "kind"), [(gzip.compress, "gzip"), (zstandard.compress, "zstd")])
+def test_a_file_that_was_compressed_twice_is_named(
+    outer: Callable[[bytes], bytes], inner: Callable[[bytes], bytes], kind: str
+) -> None:
+    with pytest.raises(BrokenArchive, match=f"this is a {kind} file inside .*: compressed twice"):
+        list(decompressed(iter([outer(inner(b"{}\n" * 9))]), "in.jsonl"))

@@ -314,6 +314,62 @@ def test_a_bad_byte_at_the_start_does_not_hide_the_other_lines(write_file: Write
     assert outcomes(file) == ["1:not_an_object", "2:bad_encoding"]
 
 
+CSV_HEAD = "id,context,continuation"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "cure"),
+    [
+        (f"{CSV_HEAD}\n1,a,b\n2,c,d\n", "CSV", "csv.DictReader(sys.stdin)"),
+        (f"{CSV_HEAD}\r\n1,a,b\r\n", "CSV", "csv.DictReader(sys.stdin)"),
+        ('"id","context"\n"1","a, ""x""\nmore"\n"2","b"\n', "CSV", "csv.DictReader"),
+        ("id;context\n1;a\n", "CSV", 'delimiter=";"'),
+        ("id\tcontext\n1\ta\n", "TSV", 'delimiter="\\t"'),
+        ("\ufeffprompt,completion\nAdd 0+1,1\nAdd 1+1,2\n", "CSV", "csv.DictReader"),
+        ('<?xml version="1.0"?>\n<rows/>\n', "XML", "JSONL"),
+        ("<!DOCTYPE html>\n<p>\n", "HTML", "JSONL"),
+        ("---\nid: a\ncontext: b\n", "YAML", "JSON"),
+    ],
+)
+def test_text_of_another_kind_is_named_with_what_converts_it(
+    write_file: WriteFile, content: str, kind: str, cure: str
+) -> None:
+    for packed in ("", ".gz"):
+        fault = fault_of(write_file(PACKED[packed](content.encode()), f"in.jsonl{packed}"))
+        assert fault.line == 1
+        assert f"this is a {kind} file, expected one object a line" in fault.reason
+        assert cure in fault.reason
+
+
+def test_the_cure_of_csv_gives_lines_whose_cells_are_the_texts_that_they_were(
+    write_file: WriteFile, tmp_path: Path
+) -> None:
+    file = write_file(b'id;context\n007;"a ""b""\nc"\n')
+    cure = fault_of(file).reason.partition("`")[2].partition("`")[0]
+    command = cure.replace("python", sys.executable, 1).replace("FILE.jsonl", "out.jsonl")
+    subprocess.run(command.replace("FILE", "in.jsonl"), shell=True, cwd=tmp_path, check=True)
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {"id": "007", "context": 'a "b"\nc'}
+
+
+@pytest.mark.parametrize(
+    "first", ["id,context,continuation", "not json", '"id": "a", "b"}', "x, y, z"]
+)
+def test_a_first_line_that_is_no_json_does_not_make_a_file_another_kind(
+    write_file: WriteFile, first: str
+) -> None:
+    assert outcomes(write_file([first, ROW_A, ROW_B])) == ["1:bad_json", "a", "b"]
+
+
+def test_lines_of_prose_are_rejects_of_their_own(write_file: WriteFile) -> None:
+    prose = ["Well, no", "one, two, three", "the end"]
+    assert outcomes(write_file(prose)) == [f"{line}:bad_json" for line in (1, 2, 3)]
+
+
+def test_a_dict_as_python_writes_it_has_its_own_remedy() -> None:
+    with pytest.raises(Rejected, match=r"Python's repr of a dict: write it with json\.dumps"):
+        parse_line("{'id': 'a', 'context': None}")
+
+
 def test_a_folder_and_a_vanished_file_are_unreadable(tmp_path: Path):
     assert "cannot be read (Is a directory)" in fault_of(SourceFile(tmp_path, "in")).reason
     fault = fault_of(SourceFile(tmp_path / "gone.jsonl", "gone.jsonl"))

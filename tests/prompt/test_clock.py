@@ -12,7 +12,8 @@ from transformers.utils import chat_template_utils
 from pipeline.errors import Rejected, UsageError
 from pipeline.prompt.chat_template import ChatTemplates
 from pipeline.prompt.clock import FixedClock
-from pipeline.prompt.request import ChatRequest, Dialect, load_dialect
+from pipeline.prompt.dialects import load_dialect
+from pipeline.prompt.request import ChatRequest, Dialect
 from tests.conftest import require_shared
 
 # As Llama's templates do it: the date is read from the clock unless the request gives it.

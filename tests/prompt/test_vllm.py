@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import Rejected, UsageError
 from pipeline.prompt.chat_template import ChatTemplates
-from pipeline.prompt.request import ChatRequest, Rendering, SharedWork, load_dialect
+from pipeline.prompt.dialects import load_dialect
+from pipeline.prompt.request import ChatRequest, Rendering, SharedWork
 from pipeline.prompt.vllm import VllmDialect
 from pipeline.prompt.vllm_messages import rewrite_message, rewrite_messages, rewrite_text
 

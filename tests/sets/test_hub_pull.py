@@ -25,7 +25,8 @@ from pipeline.job.clean import find_leftovers
 from pipeline.job.prepare import Prepared, prepare
 from pipeline.sets.damage import hash_manifest
 from pipeline.sets.hub.pull import PullChoice, Pulled, pull_set
-from pipeline.sets.hub.push import PushChoice, push_set
+from pipeline.sets.hub.push import push_set
+from pipeline.sets.hub.push_rules import PushChoice
 from pipeline.sets.load import load, verify
 from pipeline.sets.place import Target
 from pipeline.types import row_features

@@ -21,7 +21,8 @@ from pipeline.errors import ContextFrozenError, DataRefused, HubFailed, UsageErr
 from pipeline.job.prepare import prepare
 from pipeline.sets.card import TAG
 from pipeline.sets.hub.pull import PullChoice, pull_set
-from pipeline.sets.hub.push import PushChoice, Pushed, push_set
+from pipeline.sets.hub.push import Pushed, push_set
+from pipeline.sets.hub.push_rules import PushChoice
 from pipeline.sets.hub.remote_set import UNFINISHED
 from tests.conftest import ROOT, write_lines
 from tests.hub_server import TOKEN, Fault, Hub, Repo, hub_of_this_process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -65,3 +66,12 @@ def test_a_set_that_never_stands_still_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataRefused, match="was replaced 10 times while it was read"):
         read_one_set(tmp_path, read)
+
+
+@pytest.mark.timeout(20)
+def test_a_manifest_that_is_a_pipe_or_endless_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / MANIFEST)
+    assert read_one_set(tmp_path, lambda _: 1) == 1
+    (tmp_path / MANIFEST).unlink()
+    (tmp_path / MANIFEST).symlink_to("/dev/zero")
+    assert read_one_set(tmp_path, lambda _: 1) == 1

@@ -18,13 +18,12 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
 from pipeline.prompt.request import SERVER_VERSIONS
+from pipeline.rows.seal import hash_file_bytes, hash_json
 from pipeline.sets import seal as seal_module
 from pipeline.sets.seal import (
     check_tokenizer,
     complete_seal,
     describe_encoder,
-    hash_file_bytes,
-    hash_json,
     hash_seal,
     make_seal,
 )

@@ -440,7 +440,7 @@ def test_rows_with_sampled_ids_are_compared_by_what_stands_beside_them(
         }
         | {"continuation_ids": [8, *end]},
     ]
-    config = make_set(rows)
+    config = make_set(rows, overwrite=True)
     with serving(routes_of(config)) as stub:
         found = compare_with_server(config.output, stub.url, 10)
     assert (found.compared, found.matching, found.skipped) == (4, 3, 0)

@@ -21,12 +21,13 @@ from pipeline import (
 from pipeline.config import PrepareConfig
 from pipeline.errors import BadRow, UsageError
 from pipeline.job.prepare import prepare
-from pipeline.rows.line_mapper import RowMapper
+from pipeline.rows.line_mapper import LineMapper
 from pipeline.rows.table import digest_rows, sum_digests
 from pipeline.sets import seal as seal_module
 from pipeline.sets.diff import compare_sets
 from pipeline.sets.hub.pull import PullChoice, pull_set
-from pipeline.sets.hub.push import PushChoice, push_set
+from pipeline.sets.hub.push import push_set
+from pipeline.sets.hub.push_rules import PushChoice
 from pipeline.sets.load import verify
 from tests.conftest import talk, write_lines
 from tests.hub_server import hub_of_this_process
@@ -56,7 +57,7 @@ def make_old_set(config: PrepareConfig, format_: int) -> PrepareConfig:
     """Make a set with the worse continuations among the others, as before seal format 2."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seal_module, "SEAL_FORMAT", format_)
-        patch.setattr(RowMapper, "_name_splits", lambda self, drafts: ["train"] * len(drafts))
+        patch.setattr(LineMapper, "_name_splits", lambda self, drafts: ["train"] * len(drafts))
         prepare(config)
     return config
 

@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
 from pipeline.examples.example import TrainingExample
-from pipeline.examples.fields import SAYS_WEIGHT, read_json, read_text
+from pipeline.examples.fields import SAYS_WEIGHT, read_json, read_text, refuse_message_keys
 from pipeline.examples.shapes.record import (
     Row,
     read_function_tools,
@@ -113,8 +113,10 @@ def _read_turn(turn: Any, name: str, row: Row) -> Message:
     if speaker == "function_call":
         message |= {"content": "", "tool_calls": _read_calls(value, f"{name}.value")}
     more = {key: fields[key] for key in fields.keys() & SAYS_WEIGHT if fields[key] is not None}
-    left = (key for key in fields if key not in ("from", "value") and key not in more)
-    row.note("conversations.", (key for key in left if fields[key]))
+    left = {key: each for key, each in fields.items() if key not in ("from", "value", *more)}
+    if left:
+        refuse_message_keys({**left, **message}, name)
+        row.note("conversations.", (key for key in left if left[key]))
     return message | more
 
 

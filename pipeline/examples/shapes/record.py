@@ -9,7 +9,8 @@ from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
 from pipeline.examples.fields import read_id, read_json, read_kwargs, read_messages, read_tools
-from pipeline.examples.row_keys import TrackedRow, is_list_of_objects
+from pipeline.examples.row_keys import TrackedRow
+from pipeline.examples.said import is_list_of_objects
 from pipeline.lines.known_keys import PROMPT_SWITCHES, TOOL_NAMES
 from pipeline.types import Message
 

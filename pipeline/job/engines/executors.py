@@ -17,7 +17,7 @@ from pipeline.errors import UsageError, WorkerFailed
 from pipeline.job.engines.engine import Engine, Run
 from pipeline.job.engines.failure import Failure, log_path
 from pipeline.job.engines.plan_file import JobPlan, with_absolute_paths
-from pipeline.job.shard_record import ShardRecord, marker_path, read_made
+from pipeline.job.shard_record import ShardRecord, read_made, record_path
 from pipeline.lines.plan import SourcePlan, SourceShard
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _take_made(folder: Path, waiting: set[int]) -> Iterator[ShardRecord]:
     """Yield the records of the shards that were made, and wait for these no longer."""
     names = {path.name for path in folder.glob("*.json")}
     for index in sorted(waiting):
-        if marker_path(folder, index).name not in names:
+        if record_path(folder, index).name not in names:
             continue
         if (record := read_made(folder, index)) is not None:
             waiting.discard(index)

@@ -15,16 +15,25 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
-from pipeline.errors import ContextFrozenError, SealMismatch, UsageError, excerpt_of
+from pipeline.errors import (
+    MOST_WORDS,
+    ContextFrozenError,
+    SealMismatch,
+    UsageError,
+    escape_controls,
+    excerpt_of,
+    shorten_middle,
+)
 from pipeline.job.engines.failure import Failure
 from pipeline.job.engines.plan_file import JobPlan
-from pipeline.job.shard_record import ShardRecord, read_finished
+from pipeline.job.shard_record import ShardRecord, read_finished, rows_path
 from pipeline.lines.plan import SourceShard
 from pipeline.sets.marks import marked_as_running
 from pipeline.sets.place import sync_file
 from pipeline.sets.seal import check_tokenizer, find_differences, hash_seal, make_seal
+from pipeline.tokens import without_torch
 
 WATCH_INPUT: Final = "--end-with-input"
 """Flag by which a task ends as soon as its standard input does: with the process that started it."""
@@ -35,7 +44,7 @@ def run_task(plan_path: Path, task: int) -> int:
 
     Raises `UsageError` where this machine would make other rows than the one that planned (the key
     of the seal that differs is named), and for input that is not what was planned; else what
-    `pipeline.job.shard.encode_shard` raises. Why it failed is left beside the plan too.
+    `pipeline.job.shard.map_shard` raises. Why it failed is left beside the plan too.
     """
     failure = Failure.path(plan_path.parent, task)
     failure.unlink(missing_ok=True)
@@ -90,27 +99,25 @@ def _make_shards(plan: JobPlan, folder: Path, task: int) -> int:
         return 0
     check_seal(plan)
     check_sizes(plan, missing)
-    for record in _encode(plan, missing, folder):
-        for file in record.files:
-            sync_file(folder / file.name)
+    for record in _map(plan, missing, folder):
+        sync_file(rows_path(folder, record.index))
     return len(missing)
 
 
-def _encode(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iterator[ShardRecord]:
+def _map(plan: JobPlan, missing: Sequence[SourceShard], folder: Path) -> Iterator[ShardRecord]:
     # Takes transformers, which a task that has nothing to do, or must not, is spared.
-    from pipeline.job.build import encode_shards, load_builder, settle_mapper
-    from pipeline.rows.line_mapper import RowMapper
+    from pipeline.job.shards import load_row_map, map_shards, settle
 
     config = replace(plan.config, num_proc=plan.config.cpus_per_task)
-    builder = load_builder(config, list(plan.source.sizes))
+    row_map = load_row_map(config, list(plan.source.sizes))
+    builder = row_map.mapper.builder
     try:
         check_tokenizer(plan.seal, builder.encoder, builder.templates)
     except SealMismatch as error:
         raise _other_machine(error.key, error.expected, error.found) from error
-    mapper = RowMapper(config, builder)
-    settle_mapper(mapper, missing[0])
+    settle(row_map, missing[0])
     # Whoever waits for a task hears nothing of its batches: its workers are watched here.
-    yield from encode_shards(config, missing, mapper, folder)
+    yield from map_shards(config, missing, row_map, folder)
 
 
 def _other_machine(key: str, planned: object, here: object) -> UsageError:
@@ -140,13 +147,14 @@ def main(args: Sequence[str]) -> int:
     if WATCH_INPUT in args:
         _end_with_input()
     # No task computes with torch, which transformers would import for a second and 190 MB.
-    sys.modules.setdefault("torch", cast("Any", None))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    without_torch.leave_out()
     path, task = Path(rest[0]), int(rest[1])
     try:
         made = run_task(path, task)
     except ContextFrozenError as error:
-        print(f"task {task}: {error}", file=sys.stderr)
+        words = shorten_middle(escape_controls(str(error), keep="\n"), MOST_WORDS)
+        print(f"task {task}: {words}", file=sys.stderr)
         return error.exit_code
     print(f"task {task} on {platform.node()}: {made} shards made", file=sys.stderr)
     return 0

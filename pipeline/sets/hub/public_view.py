@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.lines.data_sets import HUB_PREFIX
+from pipeline.rows.seal import hash_file_bytes
 from pipeline.sets.card import PICTURE, HubPlace, make_card
 from pipeline.sets.figures import SetFigures
 from pipeline.sets.hub.remote_set import PROVENANCE_COLUMNS
 from pipeline.sets.manifest import EXAMPLES, REJECTS, left_out_of
-from pipeline.sets.seal import hash_file_bytes
 from pipeline.view.report import load_builder, make_report
 
 if TYPE_CHECKING:

@@ -10,19 +10,21 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 from jinja2 import TemplateError
 
 from pipeline.errors import DataRefused, UnreadableFile, UsageError, excerpt_of
-from pipeline.sets.arrow_file import RowFile, row_schema
+from pipeline.rows.seal import hash_file_bytes
 from pipeline.sets.card import PICTURE, write_card
 from pipeline.sets.damage import hash_manifest
 from pipeline.sets.figures import SetFigures
-from pipeline.sets.folder import PlacedFile, keep_filled, seal_folder, write_splits
+from pipeline.sets.folder import save_rows, seal_folder, without_bars
 from pipeline.sets.hub.failures import hub_failures
 from pipeline.sets.hub.public_view import BESIDE, REPORT
 from pipeline.sets.hub.remote_set import (
@@ -37,8 +39,8 @@ from pipeline.sets.load import verify
 from pipeline.sets.manifest import check_manifest, left_out_of, read_manifest
 from pipeline.sets.place import MANIFEST, Target
 from pipeline.sets.row_files import check_files_of_rows
-from pipeline.sets.seal import hash_file_bytes
-from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, SPLITS
+from pipeline.tokens.without_torch import give_back
+from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA, SPLITS, row_features
 from pipeline.view.report import make_report
 
 if TYPE_CHECKING:
@@ -202,18 +204,22 @@ def _make_set(
     try:
         columns: str = manifest["seal"]["settings"]["columns"]
         left_out = left_out_of(manifest)["columns"]
-        splits = {
-            split: [
-                _convert(path, work / f"{Path(name).stem}.arrow", columns, left_out)
-                for name, path in fetched.items()
-                if name.startswith(f"data/{split}-")
-            ]
-            for split in manifest["counts"]["rows_by_split"]
-        }
+        splits = datasets.DatasetDict(
+            {
+                split: _read_split(
+                    [path for name, path in fetched.items() if name.startswith(f"data/{split}-")],
+                    work,
+                    columns,
+                    left_out,
+                )
+                for split, rows in manifest["counts"]["rows_by_split"].items()
+                if rows or len(manifest["counts"]["rows_by_split"]) == 1
+            }
+        )
         for split, rows in manifest["counts"]["rows_by_split"].items():
-            if (found := sum(placed.file.rows for placed in splits[split])) != rows:
+            if (found := len(splits.get(split, ()))) != rows:
                 raise ValueError(f"counts {rows} rows of {split}, found {found}")
-        placed = write_splits(target.staging, keep_filled(splits), columns)
+        save_rows(splits, target.staging)
         for name, path in fetched.items():
             if name in _FETCHED:
                 shutil.copyfile(path, target.staging / name)
@@ -228,7 +234,7 @@ def _make_set(
                 with_provenance=not left_out,
             )
             (target.staging / REPORT).write_text(page, encoding="utf-8")
-        made = seal_folder(target.staging, manifest, placed)
+        made = seal_folder(target.staging, manifest)
         findings = verify(target.staging)
     except (
         *(LookupError, TypeError, AttributeError, ValueError, OSError),
@@ -250,20 +256,36 @@ def _make_set(
     return made
 
 
-def _convert(path: Path, target: Path, columns: str, left_out: Sequence[str]) -> PlacedFile:
-    """Write a Parquet file as an Arrow file of a set; columns that were left out are empty."""
+def _read_split(
+    paths: Sequence[Path], work: Path, columns: str, left_out: Sequence[str]
+) -> datasets.Dataset:
+    """Return the rows of Parquet files as a set has them; columns that were left out are empty."""
     names = list(NUMERIC_COLUMNS if columns == "train" else ROW_SCHEMA.names)
     present = [name for name in names if name not in left_out]
-    check_files_of_rows([path])
-    with (
-        _parquet.ParquetFile(path) as file,
-        RowFile(target, row_schema(columns)) as written,
-    ):
+    check_files_of_rows(paths)
+    for path in paths:
+        schema = _parquet.read_schema(path)
         for name in present:
-            _check_type(name, file.schema_arrow)
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=present):
-            written.write(_fill(pa.Table.from_batches([batch]), names))
-    return PlacedFile(target, written.written())
+            _check_type(name, schema)
+    give_back()
+    with without_bars():
+        packed = datasets.Dataset.from_parquet(
+            [str(path) for path in paths], columns=present, cache_dir=str(work)
+        )
+        return (
+            cast("Any", packed)
+            .with_format("arrow")
+            .map(
+                partial(_fill, names=names),
+                batched=True,
+                batch_size=_BATCH_ROWS,
+                features=row_features(columns),
+                remove_columns=present,
+                cache_file_name=str(work / f"{paths[0].stem if paths else 'none'}.arrow"),
+                load_from_cache_file=False,
+            )
+            .with_format(None)
+        )
 
 
 def _check_type(name: str, schema: pa.Schema) -> None:

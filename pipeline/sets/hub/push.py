@@ -20,7 +20,7 @@ from pipeline.sets.damage import hash_manifest
 from pipeline.sets.hub.card_sections import merge_card
 from pipeline.sets.hub.failures import hub_failures
 from pipeline.sets.hub.public_view import BESIDE, PushedView, view_manifest, view_set
-from pipeline.sets.hub.push_rules import check_push
+from pipeline.sets.hub.push_rules import PushChoice, check_push
 from pipeline.sets.hub.remote_set import (
     UNFINISHED,
     RemoteSet,
@@ -37,18 +37,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _MAIN: Final = "main"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PushChoice:
-    """How a set goes to the Hub; see `pipeline.cli.sharing.PushOptions`."""
-
-    public: bool = False
-    with_provenance: bool = False
-    config_name: str = "default"
-    revision: str | None = None
-    create_pr: bool = False
-    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

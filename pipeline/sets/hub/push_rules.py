@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from pipeline.errors import UsageError, excerpt_of
 from pipeline.sets.card import CARD
 from pipeline.sets.hub.card_sections import holds_sections, read_configs
 from pipeline.sets.hub.remote_set import RemoteSet
-
-if TYPE_CHECKING:
-    from pipeline.sets.hub.push import PushChoice
 
 # A repository that has nothing but these holds nobody's data.
 _OF_THE_HUB: Final = frozenset({".gitattributes", ".gitignore", "LICENSE", CARD})
@@ -19,6 +17,18 @@ _OTHER_FORMATS: Final = (
     *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".arrow", ".xml", ".h5", ".lance"),
     *(".gz", ".bz2", ".xz", ".zst", ".zip", ".tar"),
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushChoice:
+    """How a set goes to the Hub; see `pipeline.cli.sharing.PushOptions`."""
+
+    public: bool = False
+    with_provenance: bool = False
+    config_name: str = "default"
+    revision: str | None = None
+    create_pr: bool = False
+    overwrite: bool = False
 
 
 def check_push(remote: RemoteSet, manifest: Mapping[str, Any], choice: PushChoice) -> bool:

@@ -253,6 +253,15 @@ def test_a_missing_plan_ends_with_2(tmp_path: Path) -> None:
     assert main([str(tmp_path / "plan.json"), "0"]) == 2
 
 
+def test_what_a_task_says_moves_no_cursor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "\x1b[31mplan\u202e.json"), "0"]) == 2
+    said = capsys.readouterr().err
+    assert said.replace("\n", "").isprintable()
+    assert r"\x1b[31mplan\u202e" in said
+
+
 # ---- as a process
 
 

@@ -36,7 +36,7 @@ class RowSettings:
 
     format: str = "auto"
     """Shape of the input rows (own, openai, openai_log, trl, sharegpt, alpaca, pairs); auto tells it
-    row by row."""
+    of each row, by all of its keys."""
 
     chat_template: str | None = None
     """Jinja file to use in place of the tokenizer's own template. Its text is sealed."""

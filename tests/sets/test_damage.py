@@ -89,7 +89,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def shards_in(folder: Path) -> list[str]:
-    return [f"train/{path.name}" for path in sorted((folder / "train").glob("*.arrow"))]
+    return [f"train/{path.name}" for path in sorted((folder / "train").glob("data-*.arrow"))]
 
 
 def blocks_of(folder: Path, split: str = "train") -> list[Block]:

@@ -146,7 +146,7 @@ def judge_rejects(
         of = f"{assembly.points} decision points in {lines} lines"
     raise DataRefused(
         f"{len(assembly.rejects)} of {of} were rejected ({found}); nothing was published. "
-        f"First: {first.file}:{first.line} (id {excerpt_of(first.id)!r}): {first.code}: "
+        f"First: {first.file}:{first.line} (id {first.id[:80]!r}): {first.code}: "
         f"{first.reason}. All are in {written}; mend them, or allow a share with max_reject_rate"
     )
 

@@ -22,7 +22,7 @@ from pipeline.config import RowSettings
 from pipeline.errors import DataRefused, SealMismatch, UsageError
 from pipeline.rows.row_map import VERDICT_SCHEMA
 from pipeline.types import NUMERIC_COLUMNS, row_features
-from tests.conftest import ROOT, write_lines
+from tests.conftest import ROOT, talk, write_lines
 
 pytestmark = pytest.mark.usefixtures("tokenizers_loaded_once")
 
@@ -209,7 +209,7 @@ def test_a_key_that_is_null_in_each_struct_is_absent(to_rows: RowMap) -> None:
 
 
 def test_examples_without_ids_are_named_by_their_content_in_any_holder(to_rows: RowMap) -> None:
-    bare = [{key: value for key, value in row.items() if key != "id"} for row in EXAMPLES[2:]]
+    bare = [{"messages": talk("", answer)["messages"]} for answer in ("4", "6")]
     texts = [json.dumps(row, indent=None) for row in bare]
     lines = {"file": ["x", "y"], "line": [7, 8], "text": texts}
     typed = to_rows.map(datasets.Dataset.from_list(bare))

@@ -67,6 +67,13 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
     return path
 
 
+def read_train(folder: Path) -> Any:
+    """Return the rows of the first split of a saved set, as `datasets` gives them."""
+    import datasets
+
+    return datasets.load_from_disk(str(folder))["train"]
+
+
 @contextmanager
 def asked_by_line(
     command: Sequence[str], stderr: int | None = None

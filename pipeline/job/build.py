@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.config import PrepareConfig
-from pipeline.errors import DataRefused, StoreFailed, UsageError, excerpt_of
+from pipeline.errors import DataRefused, StoreFailed, UsageError
 from pipeline.job.append import open_earlier_set
 from pipeline.job.assemble import Assembly, assemble, open_shards, spell_rejects
 from pipeline.job.engines.executors import plan_tasks, run_tasks
@@ -115,7 +115,7 @@ def judge_rejects(
         of = f"{assembly.points} decision points in {lines} lines"
     raise DataRefused(
         f"{len(assembly.rejects)} of {of} were rejected ({found}); nothing was published. "
-        f"First: {first.file}:{first.line} (id {excerpt_of(first.id)!r}): {first.code}: "
+        f"First: {first.file}:{first.line} (id {first.id[:80]!r}): {first.code}: "
         f"{first.reason}. All are in {written}; mend them, or allow a share with max_reject_rate"
     )
 

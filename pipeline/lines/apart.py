@@ -15,7 +15,9 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -91,10 +93,13 @@ class _Process:
         theirs_in.close()
         theirs_out.close()
         self._number = 0
+        self._told = time.monotonic()
 
     @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+    def is_ready(self) -> bool:
+        """True for one that waits, and that is not just about to end by itself."""
+        is_fresh = time.monotonic() - self._told < _IDLE_SECONDS / 2
+        return is_fresh and self._process.poll() is None
 
     def begin(self, task: Callable[..., Iterator[Any]], args: tuple[Any, ...]) -> None:
         """Ask for a task; what is left of the one before is given up."""
@@ -109,7 +114,9 @@ class _Process:
             if number != self._number:
                 continue
             if kind == "part":
-                self._send(None)
+                # One that has sent all may have ended, where its parts were taken slowly.
+                with suppress(EndedApart):
+                    self._send(None)
                 return (value,)
             if kind == "end":
                 return None
@@ -131,6 +138,7 @@ class _Process:
         self._process.returncode = self._process.returncode or 0
 
     def _send(self, message: Any) -> None:
+        self._told = time.monotonic()
         try:
             self._requests.send(message)
         except OSError as error:
@@ -160,7 +168,7 @@ _idle: Final[list[_Process]] = []
 def _take_process() -> _Process:
     while _idle:
         process = _idle.pop()
-        if process.is_alive:
+        if process.is_ready:
             return process
         process.forget()
     return _Process()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any, Final, NamedTuple, cast
 
 import datasets
@@ -39,10 +39,10 @@ _END: Final = "\n"
 
 
 def load_lines(
-    inputs: str | Path | Sequence[str | Path],
+    inputs: str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
     num_proc: int | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | PathLike[str] | None = None,
 ) -> datasets.Dataset:
     """Return the lines of JSONL files (plain, .gz, .zst), Parquet, Arrow or saved data sets.
 
@@ -57,7 +57,9 @@ def load_lines(
     >>> load_lines("configs/data/examples.jsonl").column_names
     ['file', 'line', 'text']
     """
-    paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    # A `pathlib.Path` of this module would not be one: `datasets` changes what it means in the module
+    # of a builder.
+    paths = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
     files = find_files(expand_data_sets([str(path) for path in paths]))
     if any(file.is_stream for file in files):
         raise UsageError("load_lines: a stream, which can be read only once; give a file")
@@ -145,15 +147,14 @@ def _make_table(lines: Sequence[tuple[str, int, str]]) -> pa.Table:
 class _FileFacts(NamedTuple):
     """A file, and what tells that it is still the one whose lines were kept."""
 
-    path: str
-    name: str
+    file: SourceFile
     bytes: int
     time_ns: int
 
 
 def _describe_file(file: SourceFile) -> _FileFacts:
     facts = file.path.stat()
-    return _FileFacts(str(file.path.absolute()), file.name, facts.st_size, facts.st_mtime_ns)
+    return _FileFacts(replace(file, path=file.path.absolute()), facts.st_size, facts.st_mtime_ns)
 
 
 @dataclass
@@ -176,10 +177,9 @@ class LinesBuilder(datasets.ArrowBasedBuilder):
 
     def _generate_tables(self, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
         files: Sequence[_FileFacts] = kwargs["files"]
-        for number, (path, name, *_) in enumerate(files):
+        for number, (file, *_) in enumerate(files):
             lines = (
-                (name, line._replace(unread_columns=frozenset()))
-                for line in read_file(SourceFile(Path(path), name))
+                (file.name, line._replace(unread_columns=frozenset())) for line in read_file(file)
             )
             for at, table in enumerate(batch_lines(lines)):
                 yield f"{number}-{at}", table

@@ -14,16 +14,16 @@ from pipeline.rows.seal import hash_file_bytes
 from pipeline.sets.damage import hash_manifest
 from pipeline.sets.manifest import MANIFEST
 
-_FILE_BYTES: Final = 2**28
+FILE_BYTES: Final = 2**28
 
 
 def save_rows(splits: datasets.DatasetDict, folder: Path) -> None:
-    """Save the splits in ``folder``, in files of about `_FILE_BYTES`.
+    """Save the splits in ``folder``, in files of about `FILE_BYTES`.
 
     Raises `OSError` where there is no room.
     """
     files = {
-        str(name): max(1, min(len(rows), _estimate_bytes(rows) // _FILE_BYTES))
+        str(name): max(1, min(len(rows), _estimate_bytes(rows) // FILE_BYTES))
         for name, rows in splits.items()
     }
     with without_bars():

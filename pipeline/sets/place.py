@@ -265,8 +265,9 @@ class Target:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise self._not_writable(error) from error
-        for path in folder.glob(".*"):
-            # A task of a job that was killed may still run, and give its file a name just now.
+        for path in (*folder.glob(".*"), *folder.glob("tmp*")):
+            # Ours, and what a map of `datasets` writes to. A task of a job that was killed may still
+            # run, and give its file a name just now.
             path.unlink(missing_ok=True)
         return folder
 

@@ -56,7 +56,6 @@ _NAMES: tuple[str, ...] = (
         "\x1b[2J",
         "<b>",
         "sha256",
-        "blocks",
         "bytes",
     ),
     *("train", "columns", "trust_remote_code", "__class__", "left_out", "files", "rows", "é"),

@@ -26,8 +26,8 @@ import contextlib, filecmp, json, os, shutil, subprocess, sys
 from pathlib import Path
 import datasets, transformers
 from pipeline.config import config_from_mapping
-from pipeline.job import build, merge, prepare as job
-from pipeline.sets import place as publish
+from pipeline.job import build, prepare as job, save
+from pipeline.sets.place import Target
 from pipeline.lines import plan
 
 plan.LEAST_SHARD_BYTES, build._BYTES_PER_WORKER = 2000, 1
@@ -63,11 +63,11 @@ def run(order):
                 os.dup2(os.open(order["stdin"], os.O_RDONLY), 0)
             marks = [used()]
             if order.get("full_at_publish"):
-                before(publish.Target, "publish", fill)
+                before(Target, "publish", fill)
             else:
-                before(build, "merge_shards", lambda: marks.append(used()))
-                before(merge, "write_card", lambda: marks.append(used()))
-                before(publish.Target, "publish", lambda: marks.append(used()))
+                before(build, "assemble", lambda: marks.append(used()))
+                before(save, "write_card", lambda: marks.append(used()))
+                before(Target, "publish", lambda: marks.append(used()))
             manifest = job.prepare(config_from_mapping(order["config"], "test")).manifest
             answer = {"digest": manifest["digest"], "used": marks}
         except BaseException as error:

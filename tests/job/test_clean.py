@@ -36,7 +36,7 @@ def leave(target: Path, **changes: str | int) -> Path:
     mark = replace(Mark.of_this_process(target), **{"pid": dead_process(), **changes})
     (work / MARK).write_bytes(mark.to_bytes())
     (work / KEY).mkdir()
-    (work / KEY / "00000-train.arrow").write_bytes(b"x" * 100)
+    (work / KEY / "00000.arrow").write_bytes(b"x" * 100)
     return work
 
 
@@ -89,7 +89,7 @@ def test_what_a_running_job_uses_stays(killed: Path) -> None:
         found = {each.path.name: each.used for each in remove_leftovers(killed)}
     uses = f"process {os.getpid()} of {platform.node()} uses it"
     assert found == {".other.work": "", ".set.work": uses, ".set.lock": uses}
-    assert (killed / "deep" / ".set.work" / KEY / "00000-train.arrow").exists()
+    assert (killed / "deep" / ".set.work" / KEY / "00000.arrow").exists()
 
 
 def test_the_shards_that_a_task_still_makes_for_a_killed_lead_stay(tmp_path: Path) -> None:

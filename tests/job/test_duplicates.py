@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.job import duplicates
-from pipeline.job.duplicates import Duplicates, Entry, find_contenders, find_duplicates
-from pipeline.job.shard import ENTRY_SCHEMA
-from pipeline.sets.arrow_file import RowFile
-from pipeline.sets.row_columns import key_ids
+from pipeline.job.duplicates import Duplicates, Entry, find_duplicates
 
 CHOICES = ("error", "first", "last")
 
@@ -135,79 +127,3 @@ def test_one_example_of_each_id_stays(
         else set()
     )
     assert not set(found.rejects) & found.already_there
-
-
-# ---- found in files, by hashes
-
-
-def entries_of(lines: Sequence[tuple[str, str, int]], first_line: int) -> list[Entry]:
-    """Return the entries of lines given as id, content and number of rows."""
-    return [
-        Entry(id_, f"e.jsonl:{first_line + place}", hashlib.sha256(content.encode()).digest())
-        for place, (id_, content, rows) in enumerate(lines)
-        for _ in range(rows)
-    ]
-
-
-def write_entries(path: Path, entries: Sequence[Entry]) -> Path:
-    rows = [
-        {
-            "id": entry.id,
-            "id_key": int(duplicates.key_ids([entry.id])[0]),
-            "source": entry.source,
-            "line_digest": entry.line_digest,
-            "flags": [],
-        }
-        for entry in entries
-    ]
-    with RowFile(path, ENTRY_SCHEMA) as file:
-        file.write(pa.Table.from_pylist(rows, schema=ENTRY_SCHEMA))
-    return path
-
-
-LINES = st.tuples(st.sampled_from("abcdé\u2028"), st.sampled_from("12"), st.integers(1, 3))
-
-
-@given(
-    st.lists(st.lists(LINES, max_size=5), max_size=4),
-    st.dictionaries(st.sampled_from("abxy"), st.sampled_from("12")),
-    st.sampled_from(CHOICES),
-    st.booleans(),
-)
-@example(shards=[], earlier={}, on_duplicate="error", collide=False)
-@example(shards=[[], []], earlier={"a": "1"}, on_duplicate="error", collide=True)
-def test_what_hashes_find_is_what_looking_at_every_row_finds(
-    shards: list[list[tuple[str, str, int]]],
-    earlier: dict[str, str],
-    on_duplicate: Any,
-    collide: bool,
-) -> None:
-    there = {id_: hashlib.sha256(text.encode()).digest() for id_, text in earlier.items()}
-    with TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patched:
-        if collide:
-            # Hashes that many ids share may cost time, and never an answer.
-            patched.setattr(duplicates, "key_ids", lambda ids: key_ids("same" for _ in ids))
-        entries: list[Entry] = []
-        files: list[Path] = []
-        for number, lines in enumerate(shards):
-            found = entries_of(lines, 1 + 10 * number)
-            files.append(write_entries(Path(place) / str(number), found))
-            entries += found
-        contenders = list(find_contenders(files, there))
-    assert all(entries[place] == entry for place, entry in contenders)
-    assert find_duplicates(contenders, on_duplicate, there) == find_duplicates(
-        enumerate(entries), on_duplicate, there
-    )
-
-
-def test_rows_whose_id_stands_once_are_not_looked_at(tmp_path: Path) -> None:
-    lines = [("a", "1", 3), ("b", "1", 1), ("c", "1", 2), ("b", "2", 1), ("d", "1", 1)]
-    file = write_entries(tmp_path / "entries", entries_of(lines, 1))
-    found = list(find_contenders([file], {"d": b"", "z": b""}))
-    assert [(place, entry.id) for place, entry in found] == [(3, "b"), (6, "b"), (7, "d")]
-
-
-def test_the_key_of_an_id_is_the_same_everywhere() -> None:
-    expected = int.from_bytes(hashlib.sha256(b"a").digest()[:8], "little")
-    assert key_ids(["a", ""]).tolist()[0] == expected
-    assert key_ids([]).tolist() == []

@@ -1,33 +1,27 @@
-"""Of a set that was damaged, ``verify`` names the file and the first bad rows; ``load`` refuses it."""
+"""Of a set that was damaged, ``verify`` names the file; ``load`` refuses it."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused, SealMismatch, UsageError
 from pipeline.job.prepare import prepare
-from pipeline.sets.arrow_file import row_schema
 from pipeline.sets.damage import find_damage
 from pipeline.sets.load import load, verify
 from pipeline.sets.place import MANIFEST
 from tests.conftest import ROOT, shards_of, write_lines
 
 ROWS = 60
-Block = tuple[str, int, int, range]
-"""File, its bytes from and to, its rows among those of the split."""
 
 
 def examples(answer: str, first: int = 0, number: int = ROWS) -> list[dict[str, Any]]:
@@ -47,7 +41,7 @@ def examples(answer: str, first: int = 0, number: int = ROWS) -> list[dict[str, 
 def make_set(
     tmp_path_factory: pytest.TempPathFactory, bundled_tokenizer: Path
 ) -> Callable[..., PrepareConfig]:
-    """Return a function that makes a set of several shards, each of several blocks."""
+    """Return a function that makes a set of two splits."""
 
     def make(rows: list[dict[str, Any]], **settings: Any) -> PrepareConfig:
         folder = tmp_path_factory.mktemp("made")
@@ -56,7 +50,7 @@ def make_set(
             "tokenizer": str(bundled_tokenizer),
             "output": str(folder / "set"),
             "num_proc": 1,
-            "batch_size": 4,
+            "validation_fraction": 0.4,
             "report": False,
             **settings,
         }
@@ -88,24 +82,8 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / MANIFEST).read_text("utf-8"))
 
 
-def shards_in(folder: Path) -> list[str]:
-    return [f"train/{path.name}" for path in sorted((folder / "train").glob("data-*.arrow"))]
-
-
-def blocks_of(folder: Path, split: str = "train") -> list[Block]:
-    blocks: list[Block] = []
-    row = 0
-    for name, entry in manifest_of(folder)["files"].items():
-        at = 0
-        for block in entry.get("blocks", []) if name.startswith(f"{split}/") else []:
-            rows, size, _ = block.split()
-            blocks.append((name, at, at + int(size), range(row, row + int(rows))))
-            at, row = at + int(size), row + int(rows)
-    return blocks
-
-
-def words_of(rows: range) -> str:
-    return f"first bad rows: {rows[0]} to {rows[-1]} of train" if rows else "no row is hit"
+def row_files_in(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*.arrow"))]
 
 
 def damage_byte(path: Path, at: int) -> None:
@@ -114,71 +92,19 @@ def damage_byte(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-# ---- what is sealed of a file of rows
-
-
-def test_blocks_are_the_file_from_its_first_byte_to_its_last(whole: Path) -> None:
-    assert len(shards_in(whole)) > 2
-    for name, entry in manifest_of(whole)["files"].items():
-        assert ("blocks" in entry) == name.endswith(".arrow")
-        data = (whole / name).read_bytes()
-        for _, start, end, _ in (block for block in blocks_of(whole) if block[0] == name):
-            assert f"{zlib.crc32(data[start:end]):08x}" == entry["blocks"].pop(0)[-8:]
-            assert start < end <= entry["bytes"]
-        assert not entry.get("blocks")
-    rows = [rows for *_, rows in blocks_of(whole)]
-    assert [row for each in rows for row in each] == list(range(ROWS))
-    assert max(map(len, rows)) == 4
-
-
-def test_a_block_holds_the_rows_that_it_names(whole: Path) -> None:
-    ids = load(whole)["train"]["id"][:]
-    schema = row_schema("full").serialize().to_pybytes()
-    for name, start, end, rows in blocks_of(whole):
-        if rows:
-            # The first block of a file has the schema before its rows.
-            data = (whole / name).read_bytes()[start:end]
-            table = pa.ipc.open_stream(data if start == 0 else schema + data).read_all()
-            assert table.column("id").to_pylist() == [ids[row] for row in rows]
-
-
-def test_a_set_that_grew_or_lost_rows_still_knows_its_blocks(
-    make_set: Callable[..., PrepareConfig], tmp_path: Path
-) -> None:
-    config = make_set(examples("it is"), on_duplicate="last", validation_fraction=0.3)
-    # Takes the place of some earlier rows, whose files are then written again.
-    more = write_lines(tmp_path / "more.jsonl", examples("it will be", ROWS - 5))
-    grown = prepare(dataclasses.replace(config, input=(str(more),), append=True))
-    assert grown.counts["by_code"] == {"duplicate_id": 5}
-    assert verify(grown.output) == []
-    for split, rows in load(grown.output).items():
-        blocks = blocks_of(grown.output, str(split))
-        assert sum(len(each) for *_, each in blocks) == len(rows)
-        name, _, end, _ = blocks[-1]
-        assert (grown.output / name).stat().st_size == end
-
-
-# ---- damage
-
-
-def test_a_flipped_bit_names_the_rows_of_its_block(folder: Path) -> None:
-    for name, start, end, rows in blocks_of(folder):
-        for at in (start, (start + end) // 2, end - 1):
+def test_a_flipped_bit_of_any_file_is_named_by_verify_and_load(folder: Path) -> None:
+    for name in manifest_of(folder)["files"]:
+        size = (folder / name).stat().st_size
+        for at in {0, size // 2, size - 1} if size else ():
             damage_byte(folder / name, at)
             (found,) = find_damage(folder, manifest_of(folder))
-            assert (found.name, found.rows) == (name, words_of(rows))
+            assert found.name == name
             assert found.expected.startswith("sha256 ")
+            assert verify(folder)[0] == str(found)
+            with pytest.raises(SealMismatch, match=f"^{name} differs: "):
+                load(folder)
             damage_byte(folder / name, at)
     assert list(find_damage(folder, manifest_of(folder))) == []
-
-
-def test_verify_and_load_say_the_same_of_a_flipped_bit(folder: Path) -> None:
-    name, _, end, rows = next(block for block in blocks_of(folder) if block[3].start > 20)
-    damage_byte(folder / name, end - 20)
-    assert verify(folder)[0].startswith(f"{name}: expected sha256 ")
-    assert verify(folder)[0].endswith(words_of(rows))
-    with pytest.raises(SealMismatch, match=f"^{name} differs: .*{words_of(rows)}"):
-        load(folder)
 
 
 OFFSETS = """
@@ -201,7 +127,7 @@ for column in ("id", "reason", "input_ids", "flags", "memories"):
         damaged[at] ^= 0x80
         path.write_bytes(damaged)
         findings = verify(folder)
-        assert "first bad rows: 0 to 3 of train" in findings[0], findings
+        assert findings[0].startswith(f"{name}: expected sha256 "), findings
         flips += 1
 print(flips)
 """
@@ -210,7 +136,7 @@ print(flips)
 def test_a_damaged_offset_is_not_followed(folder: Path) -> None:
     # It leads to anywhere in memory: before rows were checked for that, a process died of it.
     ended = subprocess.run(
-        [sys.executable, "-c", OFFSETS, str(folder), shards_in(folder)[0]],
+        [sys.executable, "-c", OFFSETS, str(folder), row_files_in(folder)[0]],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -224,16 +150,16 @@ import json, random, sys
 from pathlib import Path
 from pipeline.sets.load import verify
 
-folder, blocks, number = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+folder, names, number = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 chance = random.Random(number)
-whole = {name: (folder / name).read_bytes() for name, *_ in blocks}
+whole = {name: (folder / name).read_bytes() for name in names}
 for _ in range(number):
-    name, start, end, words = chance.choice(blocks)
+    name = chance.choice(names)
     damaged = bytearray(whole[name])
-    damaged[chance.randrange(start, end)] ^= 1 << chance.randrange(8)
+    damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
     (folder / name).write_bytes(damaged)
     first = verify(folder)[0]
-    assert first.startswith(f"{name}: ") and first.endswith(words), first
+    assert first.startswith(f"{name}: expected sha256 "), first
     (folder / name).write_bytes(whole[name])
 """
 
@@ -241,12 +167,9 @@ for _ in range(number):
 @pytest.mark.parametrize(
     "number", [100, pytest.param(20_000, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])]
 )
-def test_any_flipped_bit_is_found_with_its_rows_and_ends_no_process(
-    folder: Path, number: int
-) -> None:
-    blocks = [(name, start, end, words_of(rows)) for name, start, end, rows in blocks_of(folder)]
+def test_any_flipped_bit_is_found_and_ends_no_process(folder: Path, number: int) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", ANY_BIT, str(folder), json.dumps(blocks), str(number)],
+        [sys.executable, "-c", ANY_BIT, str(folder), json.dumps(row_files_in(folder)), str(number)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -255,38 +178,35 @@ def test_any_flipped_bit_is_found_with_its_rows_and_ends_no_process(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.9, 1.0])
-def test_a_cut_shard_names_the_first_row_that_is_not_whole(folder: Path, share: float) -> None:
-    name = shards_in(folder)[1]
+def test_a_cut_file_is_named_with_both_sizes(folder: Path, share: float) -> None:
+    name = row_files_in(folder)[1]
     size = (folder / name).stat().st_size
     left = min(int(size * share), size - 1)
     with (folder / name).open("r+b") as file:
         file.truncate(left)
-    rows = next(each for file, _, end, each in blocks_of(folder) if file == name and end > left)
-    finding = verify(folder)[0]
-    assert finding == f"{name}: expected {size} bytes, found {left} bytes; {words_of(rows)}"
+    assert verify(folder)[0] == f"{name}: expected {size} bytes, found {left} bytes"
     with pytest.raises(SealMismatch, match=name):
         load(folder)
 
 
-def test_bytes_after_the_end_hit_no_row(folder: Path) -> None:
-    name = shards_in(folder)[0]
+def test_bytes_after_the_end_are_found(folder: Path) -> None:
+    name = row_files_in(folder)[0]
+    size = (folder / name).stat().st_size
     with (folder / name).open("ab") as file:
         file.write(b"more")
-    assert verify(folder)[0].endswith("no row is hit")
+    assert verify(folder)[0] == f"{name}: expected {size} bytes, found {size + 4} bytes"
 
 
-def test_a_missing_shard_names_all_its_rows(folder: Path) -> None:
-    name = shards_in(folder)[1]
+def test_a_missing_file_is_named(folder: Path) -> None:
+    name = row_files_in(folder)[1]
     (folder / name).unlink()
-    rows = [row for file, _, _, each in blocks_of(folder) if file == name for row in each]
-    missing = f"missing rows: {rows[0]} to {rows[-1]} of train"
-    assert verify(folder)[0].endswith(f"found no such file; {missing}")
-    with pytest.raises(SealMismatch, match=missing):
+    assert verify(folder)[0].endswith("found no such file")
+    with pytest.raises(SealMismatch, match="no such file"):
         load(folder)
 
 
 def test_exchanged_shards_are_told_from_damage(folder: Path) -> None:
-    first, second, *_ = shards_in(folder)
+    first, second, *_ = row_files_in(folder)
     (folder / first).rename(folder / "kept")
     (folder / second).rename(folder / first)
     (folder / "kept").rename(folder / second)
@@ -294,22 +214,21 @@ def test_exchanged_shards_are_told_from_damage(folder: Path) -> None:
     assert len(findings) == 2
     for finding, name, other in zip(findings, (first, second), (second, first), strict=True):
         assert finding.startswith(f"{name}: expected ")
-        assert f"found the content of {other}; first bad rows: " in finding
+        assert f"found the content of {other}" in finding
     with pytest.raises(SealMismatch, match=f"the content of {second}"):
         load(folder)
 
 
-def test_a_shard_of_another_set_is_bad_from_its_first_row(folder: Path, another: Path) -> None:
-    name = shards_in(folder)[1]
+def test_a_file_of_another_set_is_found(folder: Path, another: Path) -> None:
+    name = row_files_in(folder)[1]
     shutil.copy(another / name, folder / name)
-    start = next(rows for file, _, _, rows in blocks_of(folder) if file == name).start
-    assert f"; first bad rows: {start} to " in verify(folder)[0]
+    assert verify(folder)[0].startswith(f"{name}: expected ")
 
 
 def test_what_a_larger_set_left_in_the_folder_is_named(folder: Path) -> None:
     # load_dataset reads every such file; the one beside it is what a map of datasets leaves.
-    shutil.copy(folder / shards_in(folder)[0], folder / "train" / "data-00007-of-00008.arrow")
-    shutil.copy(folder / shards_in(folder)[0], folder / "train" / "cache-0123456789abcdef.arrow")
+    shutil.copy(folder / row_files_in(folder)[0], folder / "train" / "data-00007-of-00008.arrow")
+    shutil.copy(folder / row_files_in(folder)[0], folder / "train" / "cache-0123456789abcdef.arrow")
     (finding,) = verify(folder)
     assert finding.startswith("train/data-00007-of-00008.arrow: expected no such file, found ")
     with pytest.raises(SealMismatch, match=r"data-00007-of-00008\.arrow"):

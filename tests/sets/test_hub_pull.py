@@ -243,7 +243,7 @@ def test_a_folder_of_others_is_replaced_only_when_asked(pushed: Repo, tmp_path: 
     assert (tmp_path / "set" / "thesis.txt").exists()
 
 
-@pytest.mark.parametrize("place", ["write_splits", "write_card", "verify", "Target.publish"])
+@pytest.mark.parametrize("place", ["save_rows", "write_card", "verify", "Target.publish"])
 def test_a_pull_that_is_stopped_leaves_what_was_there(
     pushed: Repo, numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -271,7 +271,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     def fill(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.sets.hub.pull.write_splits", fill)
+    monkeypatch.setattr("pipeline.sets.hub.pull.save_rows", fill)
     with pytest.raises(UsageError, match="No space left on device; nothing was written; make room"):
         pull(tmp_path / "set")
     assert not (tmp_path / "set").exists()

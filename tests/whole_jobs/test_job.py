@@ -21,7 +21,7 @@ import pytest
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused, UnreadableFile, UsageError
-from pipeline.job import merge
+from pipeline.job import assemble
 from pipeline.job.prepare import Prepared, prepare
 from pipeline.sets.place import MANIFEST
 from pipeline.tokens.encoder import TextEncoder
@@ -758,7 +758,7 @@ def test_settings_may_be_keywords_but_not_beside_a_config(
 # ---- never half a set
 
 
-@pytest.mark.parametrize("place", ["shard.RowFile.write", "merge.write_splits", "merge.write_card"])
+@pytest.mark.parametrize("place", ["build.open_shards", "save.save_rows", "save.write_card"])
 def test_a_full_disk_leaves_the_old_set_and_no_rest(
     made: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -785,7 +785,7 @@ def test_whatever_stops_the_job_leaves_the_old_set_and_no_rest(
     def stop(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(merge, "find_duplicates", stop)
+    monkeypatch.setattr(assemble, "find_duplicates", stop)
     with pytest.raises(type(error)):
         prepare(dataclasses.replace(made, max_len=100, overwrite=True))
     assert snapshot(tmp_path) == before

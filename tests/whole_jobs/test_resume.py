@@ -31,8 +31,8 @@ RUNNER = """
 import json, os, resource, signal, sys, time
 import datasets, transformers
 from pipeline.config import config_from_mapping
-from pipeline.job import build, merge, prepare as job
-from pipeline.sets import place as publish
+from pipeline.job import build, prepare as job, save
+from pipeline.sets.place import Target
 from pipeline.lines import plan
 
 # A shell's background job begins with Ctrl-C ignored, and so does what it starts.
@@ -59,7 +59,7 @@ def arrange(order):
         build.ProgressReport.end_shard = counted
     if "at" in order:
         module, name, when = order["at"]
-        home = {"build": build, "job": job, "merge": merge, "publish": publish, "target": publish.Target}[module]
+        home = {"build": build, "job": job, "save": save, "target": Target}[module]
         function = getattr(home, name)
         def stopped(*args, **kwargs):
             if when == "after":
@@ -238,13 +238,13 @@ def test_the_shards_of_another_job_are_never_taken_and_are_removed(
     assert beside(config) == []
 
 
-@pytest.mark.parametrize("damage", ["one bit", "missing", "no marker"])
+@pytest.mark.parametrize("damage", ["one bit", "missing", "no record"])
 def test_a_shard_that_is_not_whole_is_made_again(
     config: PrepareConfig, run: Run, undisturbed: dict[str, Any], tmp_path: Path, damage: str
 ) -> None:
     run(config, shards=5)
     (folder,) = (path for path in (tmp_path / "out" / ".set.work").iterdir() if path.is_dir())
-    rows = folder / "00003-train.arrow"
+    rows = folder / "00003.arrow"
     if damage == "one bit":
         data = bytearray(rows.read_bytes())
         data[len(data) // 2] ^= 1
@@ -271,16 +271,16 @@ def test_a_set_that_is_ready_needs_no_leftover(
 def test_a_worker_that_dies_is_named_and_the_other_shards_are_kept(
     config: PrepareConfig, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode_shard = build.encode_shard
+    map_shard = build.map_shard
 
     def die(shard: Any, *args: Any) -> Any:
         if shard.index == 7:
             os.kill(os.getpid(), signal.SIGKILL)
-        return encode_shard(shard, *args)
+        return map_shard(shard, *args)
 
     config = dataclasses.replace(config, num_proc=2)
     with monkeypatch.context() as patched:
-        patched.setattr(build, "encode_shard", die)
+        patched.setattr(build, "map_shard", die)
         with pytest.raises(WorkerFailed, match=r"SIGKILL .*: shard 7: new\.jsonl from line \d+,"):
             prepare(config)
     assert not Path(config.output).exists()
@@ -321,19 +321,18 @@ def older(config: PrepareConfig, run: Run, tmp_path: Path) -> Path:
 
 
 MOMENTS = [
-    ("build", "_make_shards", "after", "old"),
+    ("build", "open_shards", "before", "old"),
     ("target", "publish", "before", "old"),
-    ("publish", "_exchange", "after", "new"),
+    ("target", "publish", "after", "new"),
 ]
 MORE_MOMENTS = [
     ("job", "make_seal", "before", "old"),
     ("target", "open_work", "after", "old"),
-    ("build", "merge_shards", "after", "old"),
-    ("merge", "write_splits", "before", "old"),
-    ("merge", "write_splits", "after", "old"),
-    ("merge", "write_card", "after", "old"),
-    ("publish", "sync_tree", "after", "old"),
-    ("target", "publish", "after", "new"),
+    ("build", "assemble", "after", "old"),
+    ("save", "save_rows", "before", "old"),
+    ("save", "save_rows", "after", "old"),
+    ("save", "write_card", "after", "old"),
+    ("target", "clear", "before", "new"),
 ]
 
 

@@ -60,8 +60,8 @@ def test_a_task_that_dies_again_and_again_is_named_and_its_job_goes_on_with_othe
     venv = machine_with(f"if each.index == 3: {KILL}", at_shard=True)
     with pytest.raises(
         WorkerFailed,
-        match=r"executor local: \d of \d+ shards .*shards 3, .* of tasks 1\): task 1: was ended by "
-        r"SIGKILL \(out of memory\?\) \(log: .*task-00001\.log\)",
+        match=r"executor local: \d of \d+ shards .*shards 3, .* of tasks 1\): task 1: a worker process "
+        r"was ended by SIGKILL \(out of memory\?\): shard 3: .*\(log: .*task-00001\.log\)",
     ):
         run_job("local", tasks=2, venv=venv)
     assert not (tmp_path / "local" / "set").exists()

@@ -56,7 +56,7 @@ def test_a_plan_reads_back_equal(source: SourcePlan, seal: dict[str, object], ta
     config = PrepareConfig(
         input=("a", "b"), tokenizer="t/t", output="o", chat_template_kwargs={"x": 1}
     )
-    plan = JobPlan(config, source, dict.fromkeys(source.sha256, "own"), seal, tasks)
+    plan = JobPlan(config, source, seal, tasks)
     with tempfile.TemporaryDirectory() as folder:
         path = plan.write(Path(folder))
         assert JobPlan.read(path) == plan
@@ -66,7 +66,7 @@ def test_a_plan_reads_back_equal(source: SourcePlan, seal: dict[str, object], ta
 @given(source_plans(), st.integers(1, 9))
 def test_every_shard_belongs_to_one_task(source: SourcePlan, tasks: int) -> None:
     config = PrepareConfig(input=("a",), tokenizer="t/t", output="o", executor="local", tasks=tasks)
-    plan = plan_tasks(config, source, {}, {})
+    plan = plan_tasks(config, source, {})
     dealt = [shard.index for task in range(plan.tasks) for shard in plan.shards_of(task)]
     assert sorted(dealt) == [shard.index for shard in source.shards]
     assert all(plan.shards_of(task) for task in range(plan.tasks))
@@ -76,7 +76,7 @@ def test_a_file_name_that_is_no_utf8_is_read_back(tmp_path: Path) -> None:
     file = SourceFile(Path("/data/caf\udce9.jsonl"), "caf\\xe9.jsonl")
     source = SourcePlan((SourceShard(0, (Piece(file, 0, 3, 1, 7),)),), {file.name: "0" * 64})
     config = PrepareConfig(input=("a",), tokenizer="t/t", output="o")
-    plan = JobPlan(config, source, {}, {}, 1)
+    plan = JobPlan(config, source, {}, 1)
     assert JobPlan.read(plan.write(tmp_path)) == plan
 
 
@@ -136,7 +136,7 @@ def test_the_number_of_tasks_follows_the_settings_and_never_exceeds_the_shards(
         tuple(SourceShard(index, (piece,)) for index, piece in enumerate(pieces)), {"a": "0"}
     )
     config = PrepareConfig(input=("a",), tokenizer="t/t", output="o", executor="slurm", **settings)
-    assert plan_tasks(config, source, {}, {}).tasks == expected
+    assert plan_tasks(config, source, {}).tasks == expected
 
 
 def test_the_cut_of_the_input_does_not_depend_on_the_tasks(

@@ -137,7 +137,9 @@ def test_another_set_takes_the_place_and_leaves_no_file_of_the_old(
 ) -> None:
     prepare_at(ADDRESS, validation_fraction=0.5)
     assert files.exists("bucket/sets/one/validation")
-    with pytest.raises(UsageError, match=r"did not make: seal\.input is .*--overwrite"):
+    with pytest.raises(
+        UsageError, match=r"did not make: seal\.input\[0\]\.sha256 is .*--overwrite"
+    ):
         prepare_at(ADDRESS, ROWS[:3], validation_fraction=0.5)
     assert verify(ADDRESS) == []
     files.pipe_file("bucket/sets/one/notes.txt", b"theirs")

@@ -91,12 +91,13 @@ class _Process:
         theirs_out.close()
         self._number = 0
         self._told = time.monotonic()
+        self._folder = _find_folder()
 
     @property
     def is_ready(self) -> bool:
-        """True for one that waits, and that is not just about to end by itself."""
+        """True for one that waits, is not just about to end by itself, and takes paths as we do."""
         is_fresh = time.monotonic() - self._told < _IDLE_SECONDS / 2
-        return is_fresh and self._process.poll() is None
+        return is_fresh and self._folder == _find_folder() and self._process.poll() is None
 
     def begin(self, task: Callable[..., Iterator[Any]], args: tuple[Any, ...]) -> None:
         """Ask for a task; what is left of the one before is given up."""
@@ -156,6 +157,12 @@ class _Process:
         if code < 0:
             return f"reading it ended a process by {signal.Signals(-code).name}"
         return f"reading it ended a process with exit code {code}"
+
+
+def _find_folder() -> tuple[int, int]:
+    """Return what tells the working folder of this process, which may be gone."""
+    facts = os.stat(".")
+    return facts.st_dev, facts.st_ino
 
 
 _idle: Final[list[_Process]] = []

@@ -154,9 +154,7 @@ class _FileFacts(NamedTuple):
 
 def _describe_file(file: SourceFile) -> _FileFacts:
     facts = file.path.stat()
-    return _FileFacts(
-        replace(file, path=file.path.absolute()), facts.st_size, facts.st_mtime_ns
-    )
+    return _FileFacts(replace(file, path=file.path.absolute()), facts.st_size, facts.st_mtime_ns)
 
 
 @dataclass

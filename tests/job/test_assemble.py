@@ -183,7 +183,9 @@ def test_rows_that_are_left_out_are_rejects_in_their_place(
     kept = {line for line in range(1, 7) if line not in lines}
     digests = [hashlib.sha256(f"{line}".encode()).digest() for line in kept]
     assert assembly.digest == sum_digests(digests)
-    assert [id_ for id_, _ in assembly.examples] == [MEMORY[line - 1]["id"] for line in sorted(kept)]
+    assert [id_ for id_, _ in assembly.examples] == [
+        MEMORY[line - 1]["id"] for line in sorted(kept)
+    ]
 
 
 def test_the_rows_of_one_line_are_one_example() -> None:

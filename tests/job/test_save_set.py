@@ -130,7 +130,9 @@ def test_a_chosen_part_of_rows_is_saved_in_its_order(save: Callable[..., Any]) -
 # ---- refusals
 
 
-def test_what_is_there_is_replaced_only_when_asked(save: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_is_there_is_replaced_only_when_asked(
+    save: Callable[..., Any], tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("x")
     to_rows = RowMap(TOKENIZER)

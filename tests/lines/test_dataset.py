@@ -139,7 +139,9 @@ def test_a_strangers_line_that_begins_like_ours_stays_text(text: str) -> None:
         assert facts_of(line) == (1, f"\0{text}", None, frozenset())
 
 
-@pytest.mark.parametrize("said", ['{"reject": ["no_code", "x", "y"]}', "{}", "[]", "7", '{"reject": 1}'])
+@pytest.mark.parametrize(
+    "said", ['{"reject": ["no_code", "x", "y"]}', "{}", "[]", "7", '{"reject": 1}']
+)
 def test_a_strangers_line_is_never_a_reject_of_a_code_that_is_none(
     keeping: RowMap, said: str
 ) -> None:

@@ -157,9 +157,10 @@ class TrainingExample:
     def from_fields(cls, values: Mapping[str, Any]) -> TrainingExample:
         """Return the example of checked and unchecked fields of our own, as the readers collect them.
 
-        ``system`` is text that goes first, unless a system message says it. Raises `Rejected`.
+        ``system`` is text that goes first, unless a system message says it. An id that is empty stays
+        so, for who names the example. Raises `Rejected`.
         """
-        id_ = read_id(values)
+        id_ = "" if values.get("id") == "" else read_id(values)
         context, messages, weights = _read_context(values)
         answers = _read_answers(values)
         common: dict[str, Any] = {

@@ -97,7 +97,7 @@ class _Process:
 
     @property
     def is_ready(self) -> bool:
-        """True for one that waits, and that is not just about to end by itself."""
+        """True for one that waits and is not just about to end by itself."""
         is_fresh = time.monotonic() - self._told < _IDLE_SECONDS / 2
         return is_fresh and self._process.poll() is None
 

@@ -31,3 +31,11 @@ def take_memory() -> Iterator[int]:
 def wait() -> Iterator[int]:
     time.sleep(60)
     yield 1
+
+
+def name_process() -> Iterator[int]:
+    yield os.getpid()
+
+
+def name_folder() -> Iterator[str]:
+    yield os.getcwd()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,15 @@ from pipeline.lines.tables import read_file
 from pipeline.sets.load import load, open_splits, verify
 from pipeline.sets.row_files import check_row_files
 from scripts.fuzz_arrow import find_faults, lie, make_inputs
-from tests.faults.apart_tasks import count, count_and_die, read, take_memory, wait
+from tests.faults.apart_tasks import (
+    count,
+    count_and_die,
+    name_folder,
+    name_process,
+    read,
+    take_memory,
+    wait,
+)
 
 SHARD = "train/data-00000-of-00001.arrow"
 
@@ -149,3 +158,21 @@ def test_lying_inputs_are_read_or_refused(tmp_path: Path) -> None:
 def test_a_thousand_lying_files_end_no_verb_otherwise_than_in_a_sentence(tmp_path: Path) -> None:
     faults, _ = find_faults(1000, 1, tmp_path)
     assert faults == []
+
+
+def test_a_process_that_may_be_about_to_end_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (first,) = run_apart(name_process)
+    assert list(run_apart(name_process)) == [first]
+    later = time.monotonic() + 15
+    monkeypatch.setattr("pipeline.lines.apart.time.monotonic", lambda: later)
+    assert list(run_apart(name_process)) != [first]
+
+
+def test_a_relative_path_is_taken_from_where_the_caller_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(run_apart(count, 1))
+    monkeypatch.chdir(tmp_path)
+    assert list(run_apart(name_folder)) == [str(tmp_path)]

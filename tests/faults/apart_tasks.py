@@ -35,7 +35,3 @@ def wait() -> Iterator[int]:
 
 def name_process() -> Iterator[int]:
     yield os.getpid()
-
-
-def name_folder() -> Iterator[str]:
-    yield os.getcwd()

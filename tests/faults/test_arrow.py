@@ -23,7 +23,6 @@ from scripts.fuzz_arrow import find_faults, lie, make_inputs
 from tests.faults.apart_tasks import (
     count,
     count_and_die,
-    name_folder,
     name_process,
     read,
     take_memory,
@@ -168,11 +167,3 @@ def test_a_process_that_may_be_about_to_end_is_not_asked_again(
     later = time.monotonic() + 15
     monkeypatch.setattr("pipeline.lines.apart.time.monotonic", lambda: later)
     assert list(run_apart(name_process)) != [first]
-
-
-def test_a_relative_path_is_taken_from_where_the_caller_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    list(run_apart(count, 1))
-    monkeypatch.chdir(tmp_path)
-    assert list(run_apart(name_folder)) == [str(tmp_path)]

@@ -19,7 +19,7 @@ from typing import Any, Final
 import datasets
 
 from pipeline.config import PrepareConfig
-from pipeline.errors import DataRefused, StoreFailed, UsageError, excerpt_of
+from pipeline.errors import DataRefused, StoreFailed, UsageError
 from pipeline.job.append import open_earlier_set
 from pipeline.job.assemble import Assembly, assemble, open_shards, spell_rejects
 from pipeline.job.engines.executors import plan_tasks, run_tasks

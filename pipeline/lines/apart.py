@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pipeline.errors import ContextFrozenError, excerpt_of
@@ -161,7 +162,7 @@ class _Process:
 
 def _find_folder() -> tuple[int, int]:
     """Return what tells the working folder of this process, which may be gone."""
-    facts = os.stat(".")
+    facts = Path().stat()
     return facts.st_dev, facts.st_ino
 
 

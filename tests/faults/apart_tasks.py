@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.lines import apart
 
@@ -33,4 +34,4 @@ def name_process() -> Iterator[int]:
 
 
 def name_folder() -> Iterator[str]:
-    yield os.getcwd()
+    yield str(Path.cwd())

@@ -16,7 +16,7 @@ from pipeline.job import build
 from pipeline.job.engines.executors import plan_tasks
 from pipeline.job.engines.plan_file import JobPlan
 from pipeline.job.prepare import Prepared, prepare
-from pipeline.job.shard_record import ShardRecord, record_path, read_finished
+from pipeline.job.shard_record import ShardRecord, read_finished, record_path
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import plan_shards
 from pipeline.sets.seal import complete_seal, make_seal

@@ -606,7 +606,7 @@ def test_an_appended_set_is_not_replaced_by_the_job_that_began_it(
     assert prepare(adding).describe() == f"added 1 to {len(EXAMPLES)} rows"
     assert prepare(adding).describe() == "unchanged"
     before = snapshot(tmp_path)
-    with pytest.raises(UsageError, match=r"did not make: seal\.input is .*more\.jsonl"):
+    with pytest.raises(UsageError, match=r"did not make: seal\.input is "):
         prepare(made)
     assert snapshot(tmp_path) == before
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.job.merge import judge_rejects, merge_shards, write_set
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +28,6 @@ from pipeline.config import PrepareConfig, usable_cores
 from pipeline.job import build
 from pipeline.job.engines.executors import plan_tasks
 from pipeline.job.engines.plan_file import JobPlan
-from pipeline.job.merge import judge_rejects, merge_shards, write_set
 from pipeline.job.prepare import prepare
 from pipeline.job.shard_record import ShardRecord, read_finished, read_made
 from pipeline.lines import plan as planning

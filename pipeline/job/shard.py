@@ -73,17 +73,23 @@ def map_shard(
     lines = datasets.Dataset.from_file(str(lines_file))
     batches = _Batches(shard.index, row_map, on_batch)
     if sizes:
-        lines.with_format("arrow").map(
-            batches.map,
-            batched=True,
-            batch_size=_fit_batch(sizes, most_lines),
-            features=row_map.features,
-            remove_columns=lines.column_names,
-            cache_file_name=str(made),
-            load_from_cache_file=False,
-            new_fingerprint=f"{row_map.key[:8]}{shard.index:08x}",
-            writer_batch_size=_WHOLE_TABLES,
-        )
+        try:
+            lines.with_format("arrow").map(
+                batches.map,
+                batched=True,
+                batch_size=_fit_batch(sizes, most_lines),
+                features=row_map.features,
+                remove_columns=lines.column_names,
+                cache_file_name=str(made),
+                load_from_cache_file=False,
+                new_fingerprint=f"{row_map.key[:8]}{shard.index:08x}",
+                writer_batch_size=_WHOLE_TABLES,
+            )
+        except ValueError as error:
+            # A writer of `datasets` that cannot end its file speaks of that, and not of the full disk.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     else:
         # A map over nothing writes nothing.
         _write_nothing(made, row_map.features)

@@ -182,7 +182,7 @@ def test_a_stopped_job_goes_on_with_the_shards_that_were_finished(
     manifest = run(config)
     reused = manifest["shards"]["reused"]
     # Each worker may have finished one more that nobody was told of.
-    assert reused == 5 if num_proc == 1 else 5 <= reused <= 7
+    assert 5 <= reused <= 5 + num_proc
     assert manifest["digest"] == undisturbed["digest"]
     assert manifest["counts"] == undisturbed["counts"]
     assert beside(config) == []
@@ -252,7 +252,8 @@ def test_a_shard_that_is_not_whole_is_made_again(
     else:
         (rows if damage == "missing" else folder / "00003.json").unlink()
     manifest = run(config)
-    assert manifest["shards"]["reused"] == 4
+    # A worker may have finished one more that nobody was told of.
+    assert manifest["shards"]["reused"] in (4, 5)
     assert manifest["digest"] == undisturbed["digest"]
     assert verify(config.output) == []
 

@@ -5,7 +5,7 @@
     python scripts/bench_scale.py plan --megabytes 1000       # reading, hashing and cutting the input
 
 ``tasks`` runs whole jobs with the local executor, the input growing with the tasks; ``merge`` makes
-tiny shards with `encode_shard`, then times every step after the last marker, and opens the set.
+tiny shards with `map_shard`, then times every step after the last marker, and opens the set.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.job.merge import judge_rejects, merge_shards, write_set
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import PrepareConfig, usable_cores
-from pipeline.job import build
+from pipeline.job.assemble import assemble, open_shards
+from pipeline.job.build import judge_rejects
 from pipeline.job.engines.executors import plan_tasks
 from pipeline.job.engines.plan_file import JobPlan
 from pipeline.job.prepare import prepare
-from pipeline.job.shard_record import ShardRecord, read_finished, read_made
+from pipeline.job.save import write_set
+from pipeline.job.shard_record import ShardRecord, read_finished, read_made, rows_path
+from pipeline.job.shards import load_row_map, map_shards, settle
 from pipeline.lines import plan as planning
 from pipeline.lines.files import SourceFile
-from pipeline.rows.line_mapper import LineMapper
 from pipeline.sets.place import Target, sync_tree
 from pipeline.sets.seal import complete_seal, make_seal
 
@@ -106,17 +107,17 @@ def measure_merge(folder: Path, number: int, *, report: bool) -> Steps:
     target = Target(config.output)
     with steps.timed("plan the input"):
         source = planning.plan_shards(files)
-    builder = build.load_builder(config, files)
+    row_map = load_row_map(config, files)
+    builder = row_map.mapper.builder
     seal = complete_seal(make_seal(config, source.sha256), builder.encoder, builder.templates)
     work = target.open_work("bench")
     with steps.timed("write plan.json"):
         plan_path = plan_tasks(config, source, seal).write(work)
     with steps.timed("read plan.json"):
         JobPlan.read(plan_path)
-    mapper = LineMapper(config, builder)
-    build.settle_mapper(mapper, source.shards[0])
+    settle(row_map, source.shards[0])
     with steps.timed("make the shards"):
-        for _ in build.encode_shards(config, source.shards, mapper, work):
+        for _ in map_shards(config, source.shards, row_map, work):
             pass
     with steps.timed("flush the shards (each task its own)"):
         sync_tree(work)
@@ -126,11 +127,13 @@ def measure_merge(folder: Path, number: int, *, report: bool) -> Steps:
         found = [read_finished(work, shard.index) for shard in source.shards]
     assert found == records
     whole: list[ShardRecord] = [record for record in records if record is not None]
-    with steps.timed("find duplicates"):
-        merged = merge_shards(config, work, whole, None)
-    judge_rejects(config, merged, target.rejects_file)
+    lines = sum(record.lines for record in whole)
+    with steps.timed("assemble: concatenate, find duplicates, select"):
+        mapped = open_shards([rows_path(work, record.index) for record in whole])
+        assembly = assemble(mapped, config)
+    judge_rejects(assembly, config.max_reject_rate, lines, target.rejects_file)
     with steps.timed("write the set" + (", with report" if report else "")):
-        write_set(config, target.staging, merged, seal, {}, builder)
+        write_set(target.staging, assembly, seal, builder, config.to_dict(), lines=lines)
     with steps.timed("flush and publish"):
         target.publish()
     import datasets

@@ -203,9 +203,9 @@ def installed_command() -> list[str]:
 @pytest.fixture
 def many_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make shards of a few lines, and as many processes as a config asks for."""
-    from pipeline.job import build
+    from pipeline.job import shards
 
-    monkeypatch.setattr(build, "_BYTES_PER_WORKER", 1)
+    monkeypatch.setattr(shards, "BYTES_PER_WORKER", 1)
     with shards_of(200):
         yield
 

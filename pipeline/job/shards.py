@@ -24,7 +24,7 @@ from pipeline.rows.row_map import RowMap
 from pipeline.tokens.without_torch import give_back
 
 # Below this many bytes of input a second process costs more than it saves.
-_BYTES_PER_WORKER: Final = 2 << 20
+BYTES_PER_WORKER: Final = 2 << 20
 # Below this many, `tokenizers` is done before fastokens is built (a second for 150,000 tokens).
 _BYTES_FOR_FASTOKENS: Final = 1 << 20
 # What is read before the work begins, so that workers begin with what it shows.
@@ -87,7 +87,7 @@ def map_shards(
         return map_shard(shard, row_map, folder, config.batch_size, on_batch)
 
     size = sum(shard.bytes for shard in shards)
-    workers = min(config.num_proc, max(1, size // _BYTES_PER_WORKER))
+    workers = min(config.num_proc, max(1, size // BYTES_PER_WORKER))
     # Not kept beside the workers, who would each have its pipe.
     BOUNDED_RUNS.end()
     yield from run_shards(shards, map_one, workers, on_batch, start_worker)

@@ -27,6 +27,7 @@ from pipeline.lines.json_text import parse_line
 from pipeline.lines.tables import read_file
 from pipeline.prompt.request import ChatRequest
 from pipeline.rows.builder import RowBuilder
+from pipeline.rows.line_mapper import name_example
 from pipeline.sets.load import open_splits, restore_config
 from pipeline.sets.manifest import read_manifest
 from pipeline.sets.store import find_folder
@@ -246,7 +247,9 @@ def _read_examples(
                 # A line that is no example any more is missed below.
                 with suppress(Rejected):
                     values = parse_line(line.text)
-                    examples[source] = read_example(values, config.format, source)
+                    example = examples[source] = read_example(values, config.format, "")
+                    if not example.id:
+                        name_example(example)
     gone = [
         source
         for source, id_ in ids.items()

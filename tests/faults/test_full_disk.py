@@ -26,11 +26,11 @@ import contextlib, filecmp, json, os, shutil, subprocess, sys
 from pathlib import Path
 import datasets, transformers
 from pipeline.config import config_from_mapping
-from pipeline.job import build, prepare as job, save
+from pipeline.job import build, prepare as job, save, shards
 from pipeline.sets.place import Target
 from pipeline.lines import plan
 
-plan.LEAST_SHARD_BYTES, build._BYTES_PER_WORKER = 2000, 1
+plan.LEAST_SHARD_BYTES, shards.BYTES_PER_WORKER = 2000, 1
 disk = Path(sys.argv[1])
 target, filler = disk / "set", disk / "filler"
 

@@ -216,9 +216,9 @@ def test_a_job_rejects_bombs_and_goes_on_whatever_the_number_of_workers(
 def test_a_job_whose_template_only_bombs_is_stopped(
     tmp_path: Path, bundled_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.job import build
+    from pipeline.job import shards
 
-    monkeypatch.setattr(build, "MOST_OVER", 3)
+    monkeypatch.setattr(shards, "MOST_OVER", 3)
     with pytest.raises(DataRefused, match="over 3 conversations of shard 0"):
         prepare_bombs(tmp_path, bundled_tokenizer, ["nested loops"] * 9)
 

@@ -370,9 +370,9 @@ pa.table({"a": list(range(100_000))}).group_by("a").aggregate([])
 from tokenizers import Tokenizer
 tokenizer = Tokenizer.from_file(sys.argv[2] + "/tokenizer.json")
 tokenizer.encode_batch(["some words and more of them"] * 500)
-from pipeline.job import build
+from pipeline.job import shards
 from pipeline.lines import plan
-plan.LEAST_SHARD_BYTES, build._BYTES_PER_WORKER = 200, 1
+plan.LEAST_SHARD_BYTES, shards.BYTES_PER_WORKER = 200, 1
 from pipeline import prepare
 print(prepare(**json.loads(sys.argv[1])).counts["rows"])
 """

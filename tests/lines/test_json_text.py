@@ -86,7 +86,7 @@ def test_numbers_keep_the_type_and_value_that_python_reads(number: str):
         ('{"a" \r', r"ends inside its JSON value", '{"a"'),
         ('{"a": 1}{"a": 2}', r"Extra data at character 9\); write one object a line", '{"a": 2}'),
         ('{"a": 1,}', "not JSON .* at character [89]", "1,}"),
-        ("{'a': 1}", "not JSON .* at character 2.; restore the line", "'a'"),
+        ("{'a': 1}", "not JSON .* at character 2.; it is Python's repr of a dict", "'a'"),
         ('{"a": "b\tc"}', "not JSON .Invalid control character", "b\\tc"),
         ('\ufeff{"a": 1}', "a byte order mark inside the file", "{"),
         ("id,context", "not JSON .Expecting value at character 1", "id,context"),

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataRefused, UnreadableFile, UsageError
+from pipeline.rows.seal import SEAL_FORMAT
 from pipeline.sets.damage import hash_manifest
 from pipeline.sets.load import load, open_splits, restore_config, verify
 from pipeline.sets.manifest import MANIFEST, parse_manifest, read_manifest
-from pipeline.sets.seal import SEAL_FORMAT, hash_seal
+from pipeline.sets.seal import hash_seal
 
 Change = Callable[[dict[str, Any]], Any]
 

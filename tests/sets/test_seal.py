@@ -18,8 +18,8 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
 from pipeline.prompt.request import SERVER_VERSIONS
+from pipeline.rows import seal as row_seal
 from pipeline.rows.seal import hash_file_bytes, hash_json
-from pipeline.sets import seal as seal_module
 from pipeline.sets.seal import (
     check_tokenizer,
     complete_seal,
@@ -199,7 +199,7 @@ def test_another_format_changes_the_key(
     make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = key_of(make_config("a"))
-    monkeypatch.setattr(seal_module, "SEAL_FORMAT", seal_module.SEAL_FORMAT + 1)
+    monkeypatch.setattr(row_seal, "SEAL_FORMAT", row_seal.SEAL_FORMAT + 1)
     assert key_of(make_config("a")) != before
 
 

@@ -21,9 +21,9 @@ from pipeline import (
 from pipeline.config import PrepareConfig
 from pipeline.errors import BadRow, UsageError
 from pipeline.job.prepare import prepare
+from pipeline.rows import seal as seal_module
 from pipeline.rows.line_mapper import LineMapper
 from pipeline.rows.table import digest_rows, sum_digests
-from pipeline.sets import seal as seal_module
 from pipeline.sets.diff import compare_sets
 from pipeline.sets.hub.pull import PullChoice, pull_set
 from pipeline.sets.hub.push import push_set

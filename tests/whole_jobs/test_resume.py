@@ -31,14 +31,14 @@ RUNNER = """
 import json, os, resource, signal, sys, time
 import datasets, transformers
 from pipeline.config import config_from_mapping
-from pipeline.job import build, prepare as job, save
+from pipeline.job import build, prepare as job, save, shards
 from pipeline.sets.place import Target
 from pipeline.lines import plan
 
 # A shell's background job begins with Ctrl-C ignored, and so does what it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 job.prepare(config_from_mapping(json.loads(sys.argv[1]), "test"))
-plan.LEAST_SHARD_BYTES, build._BYTES_PER_WORKER = 300, 1
+plan.LEAST_SHARD_BYTES, shards.BYTES_PER_WORKER = 300, 1
 
 def stop(order):
     # A terminal sends Ctrl-C to the whole group.

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from pipeline.config import PrepareConfig
-from pipeline.job import build
 from pipeline.job.engines.executors import plan_tasks
 from pipeline.job.engines.plan_file import JobPlan
 from pipeline.job.prepare import Prepared, prepare
 from pipeline.job.shard_record import ShardRecord, read_finished, record_path
+from pipeline.job.shards import load_row_map
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import plan_shards
 from pipeline.sets.seal import complete_seal, make_seal
@@ -47,14 +47,14 @@ sys.exit(task.main(sys.argv[1:]))
 """
 
 SHARD_FAULT = """
-from pipeline.job import build, shard
+from pipeline.job import shard, shards
 map_shard = shard.map_shard
 made = []
 def broken(each, *args):
     {fault}
     made.append(each.index)
     return map_shard(each, *args)
-build.map_shard = broken
+shards.map_shard = broken
 """
 
 
@@ -105,7 +105,7 @@ def plan_job(
         files = [SourceFile(examples_file, "in.jsonl")]
         with shards_of(SHARD_BYTES):
             source = plan_shards(files)
-        builder = build.load_row_map(config, files).mapper.builder
+        builder = load_row_map(config, files).mapper.builder
         seal = complete_seal(make_seal(config, source.sha256), builder.encoder, builder.templates)
         folder = tmp_path / "work"
         folder.mkdir(exist_ok=True)

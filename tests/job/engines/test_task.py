@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UnreadableFile, UsageError
-from pipeline.job import build, workers
+from pipeline.job import build, shards, workers
 from pipeline.job.engines.failure import Failure
 from pipeline.job.engines.task import WATCH_INPUT, main, run_task
 from pipeline.job.shard import map_shard
@@ -48,7 +48,7 @@ def test_a_second_attempt_makes_nothing_and_needs_no_tokenizer(
     job = plan_job()
     run_task(job.path, 0)
     before = job.snapshot()
-    monkeypatch.setattr(build, "load_row_map", lambda *_: pytest.fail("loaded a tokenizer"))
+    monkeypatch.setattr(shards, "load_row_map", lambda *_: pytest.fail("loaded a tokenizer"))
     assert run_task(job.path, 0) == 0
     assert job.snapshot() == before
 
@@ -194,7 +194,7 @@ def test_input_of_another_size_is_refused_before_a_tokenizer_is_loaded(
     job = plan_job()
     size = examples_file.stat().st_size
     examples_file.write_bytes(examples_file.read_bytes() + b"\n")
-    monkeypatch.setattr(build, "load_row_map", lambda *_: pytest.fail("loaded a tokenizer"))
+    monkeypatch.setattr(shards, "load_row_map", lambda *_: pytest.fail("loaded a tokenizer"))
     with pytest.raises(UsageError, match=rf"in\.jsonl has {size + 1} bytes, the plan says {size}"):
         run_task(job.path, 0)
 

@@ -19,7 +19,7 @@ PACKAGE, DISTRIBUTION = "pipeline", "context-frozen"
 def load(job: Job) -> Callable[[], Made]:
     """Import what the job imports, and load its tokenizer; return the job."""
     from pipeline.config import PrepareConfig
-    from pipeline.job import build
+    from pipeline.job import shards
     from pipeline.job.prepare import prepare
     from pipeline.lines.files import find_files
 
@@ -34,12 +34,13 @@ def load(job: Job) -> Callable[[], Made]:
         max_reject_rate=0.01,
         **job.settings,
     )
-    builder = build.load_builder(config, find_files(job.input))
+    row_map = shards.load_row_map(config, find_files(job.input))
+    builder = row_map.mapper.builder
     fastokens: Any = builder.encoder._encoder._build  # pyright: ignore[reportPrivateUsage]
     if fastokens is not None:
         # Built on a thread that the job would wait for; its check is no loading.
         fastokens.result()
-    build.load_builder = lambda config, files: builder
+    shards.load_row_map = lambda config, files: row_map
 
     def make() -> Made:
         counts = prepare(config).counts

@@ -104,7 +104,8 @@ for line in sys.stdin:
     filler.unlink(missing_ok=True)
     answer["again"] = run({"config": order["config"], "stdin": order.get("stdin")})
     answer["left"] = names()
-    subprocess.run(["umount", str(disk)], check=True)
+    # A process apart may still look at its files for a moment.
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
     print(json.dumps(answer), flush=True)
 """
 

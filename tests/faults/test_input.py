@@ -78,7 +78,7 @@ def test_input_that_changes_under_the_job_is_named_and_changes_nothing(
 
     monkeypatch.setattr(job, "make_seal", change_and_seal)
     with pytest.raises(ContextFrozenError, match=r"in\.jsonl") as caught:
-        prepare(make_config(path, num_proc=num_proc))
+        prepare(make_config(path, num_proc=num_proc, overwrite=True))
     assert "changed while it was read" in str(caught.value) or "cannot be read" in str(caught.value)
     assert snapshot(old) == before
     assert sorted(each.name for each in tmp_path.iterdir() if each != path) == ["old.jsonl", "set"]

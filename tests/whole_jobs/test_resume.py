@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import WorkerFailed
-from pipeline.job import build
+from pipeline.job import shards
 from pipeline.job.prepare import prepare
 from pipeline.sets.load import verify
 from pipeline.sets.place import MANIFEST
@@ -272,7 +272,7 @@ def test_a_set_that_is_ready_needs_no_leftover(
 def test_a_worker_that_dies_is_named_and_the_other_shards_are_kept(
     config: PrepareConfig, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    map_shard = build.map_shard
+    map_shard = shards.map_shard
 
     def die(shard: Any, *args: Any) -> Any:
         if shard.index == 7:
@@ -281,7 +281,7 @@ def test_a_worker_that_dies_is_named_and_the_other_shards_are_kept(
 
     config = dataclasses.replace(config, num_proc=2)
     with monkeypatch.context() as patched:
-        patched.setattr(build, "map_shard", die)
+        patched.setattr(shards, "map_shard", die)
         with pytest.raises(WorkerFailed, match=r"SIGKILL .*: shard 7: new\.jsonl from line \d+,"):
             prepare(config)
     assert not Path(config.output).exists()

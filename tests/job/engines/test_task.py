@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UnreadableFile, UsageError
-from pipeline.job import build, shards, workers
+from pipeline.job import shards, workers
 from pipeline.job.engines.failure import Failure
 from pipeline.job.engines.task import WATCH_INPUT, main, run_task
 from pipeline.job.shard import map_shard
@@ -96,12 +96,12 @@ def test_two_attempts_at_once_give_one_whole_shard(
             inner.append(len(job.records))
         return map_shard(shard, row_map, folder, most_lines, on_batch)
 
-    monkeypatch.setattr(build, "map_shard", overtaken)
+    monkeypatch.setattr(shards, "map_shard", overtaken)
     run_task(job.path, 0)
     first = job.snapshot()
     assert inner[1] == len(job.indexes)
     assert sorted(job.records) == job.indexes
-    monkeypatch.setattr(build, "map_shard", map_shard)
+    monkeypatch.setattr(shards, "map_shard", map_shard)
     for index in job.indexes:
         job.record_file(index).unlink()
     run_task(job.path, 0)
@@ -124,7 +124,7 @@ def test_the_temporary_names_of_two_machines_differ(
 
         return map_shard(shard, row_map, folder, most_lines, note)
 
-    monkeypatch.setattr(build, "map_shard", look)
+    monkeypatch.setattr(shards, "map_shard", look)
     for name in ("node-a", "node-b"):
         monkeypatch.setattr("platform.node", lambda name=name: name)
         for index in job.indexes:

@@ -61,7 +61,7 @@ def _find_damage_of(folder: Path, name: str, files: Mapping[str, Any]) -> Damage
     sha256 = hash_file_bytes(path) if as_large else ""
     if sha256 == entry["sha256"]:
         return None
-    same = (other for other in as_large if files[other]["sha256"] == sha256)
+    same = (other for other in as_large if size and files[other]["sha256"] == sha256)
     if (other := next(same, None)) is not None:
         found = f"the content of {other}"
     elif size == entry["bytes"]:

@@ -80,6 +80,7 @@ class During:
     def __init__(self, folder: Path, act: Callable[[], None], shards: int = 3) -> None:
         self._folder, self._act, self._shards = folder, act, shards
         self.has_acted = False
+        self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> During:
@@ -87,11 +88,12 @@ class During:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._has_ended.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+        # However long a laden machine takes to start a cluster: until the job has ended.
+        while not self._has_ended.is_set():
             if len(list(self._folder.glob("*/0*.json"))) >= self._shards and workers_of_tasks():
                 self._act()
                 self.has_acted = True

@@ -91,13 +91,11 @@ class Upload:
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
         """Return the upload that ``data`` tells of, or None where it is none of ours."""
-        try:
-            values: object = json.loads(data)
-        except (ValueError, RecursionError):
-            return None
         mark = Mark.parse(data)
-        if mark is None or not isinstance(values, dict):
+        if mark is None:
             return None
+        # A mark is read of a JSON object only, so this is one.
+        values: object = json.loads(data)
         found = cast("dict[str, Any]", values)
         lists = [found.get("objects"), found.get("old")]
         names = [

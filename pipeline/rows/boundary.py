@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.errors import Rejected
 from pipeline.rows.turns import EncodeMessages, KeptTurns, cut_inside, drop_turns, measure_ends
-from pipeline.tokens.encoder import EncodedBatch, Ids
+from pipeline.tokens.ids import EncodedBatch, Ids
 from pipeline.types import Message
 
 

@@ -35,8 +35,9 @@ from pipeline.rows.boundary import (
 )
 from pipeline.rows.context import Context, ContextBuilder
 from pipeline.rows.sampled import check_continuation_ids
-from pipeline.tokens.encoder import Ids, TextEncoder
+from pipeline.tokens.encoder import TextEncoder
 from pipeline.tokens.files import read_model_type, read_position_limit, read_stop_ids
+from pipeline.tokens.ids import Ids
 
 
 class _Answer(NamedTuple):

@@ -26,7 +26,8 @@ from pipeline.rows.served_prompt import (
     find_header,
 )
 from pipeline.rows.shown import find_unshown, last_text, last_user_text, refuse_empty
-from pipeline.tokens.encoder import Ids, TextEncoder
+from pipeline.tokens.encoder import TextEncoder
+from pipeline.tokens.ids import Ids
 from pipeline.types import Message
 
 
@@ -85,7 +86,7 @@ class ContextBuilder:
             except Rejected as error:
                 rendered.append(error.without_frames())
         texts = [each[1].text for each in rendered if not isinstance(each, Rejected)]
-        encoded = iter(self._encoder.encode_contexts(texts))
+        encoded = iter(self._encoder.encode(texts))
         contexts: list[Context | Rejected] = []
         for point, each in zip(points, rendered, strict=True):
             if isinstance(each, Rejected):
@@ -130,7 +131,7 @@ class ContextBuilder:
     def _encode_rendering(self, prompt: Rendering) -> Ids:
         if prompt.ids is not None:
             return np.array(prompt.ids, np.int32)
-        return self._encoder.encode_contexts([prompt.text])[0]
+        return self._encoder.encode([prompt.text])[0]
 
     def _merge_kwargs(self, example: TrainingExample, shared: SharedWork) -> Mapping[str, Any]:
         """Return the template kwargs of the settings under the example's; for equal ones the same."""
@@ -222,7 +223,7 @@ class ContextBuilder:
         rendered = (
             self._encode_completion_prompt(text)
             if self._config.raw_context == "completions"
-            else self._encoder.encode_contexts([text])[0]
+            else self._encoder.encode([text])[0]
         )
         if np.array_equal(rendered, ids):
             return ()

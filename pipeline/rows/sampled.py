@@ -12,7 +12,8 @@ import numpy as np
 
 from pipeline.errors import Rejected, excerpt_of
 from pipeline.rows.sampled_answer import find_unsaid
-from pipeline.tokens.encoder import Ids, TextEncoder
+from pipeline.tokens.encoder import TextEncoder
+from pipeline.tokens.ids import Ids
 from pipeline.types import Message
 
 

@@ -9,7 +9,8 @@ from typing import Final
 from pipeline.answer.marks import THINK_MARKS
 from pipeline.answer.pieces import ReadMessage, read_message
 from pipeline.rows.shown import holds_text, read_call_values
-from pipeline.tokens.encoder import Ids, TextEncoder
+from pipeline.tokens.encoder import TextEncoder
+from pipeline.tokens.ids import Ids
 from pipeline.types import Message
 
 # Marks that stand before each call, and not in a text (Qwen, Hermes, GLM; Kimi; DeepSeek).

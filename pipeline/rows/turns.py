@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import Rejected
-from pipeline.tokens.encoder import Ids
+from pipeline.tokens.ids import Ids
 from pipeline.types import Message
 
 _PINNED_ROLES = ("system", "developer")

@@ -12,7 +12,8 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from pipeline.errors import escape_controls
-from pipeline.tokens.encoder import EncodedBatch, TextEncoder
+from pipeline.tokens.encoder import TextEncoder
+from pipeline.tokens.ids import EncodedBatch
 
 Kind = Literal["text", "control", "end", "gap"]
 

@@ -1,4 +1,4 @@
-"""The two encoders behind one interface: `tokenizers`, which is right, and fastokens, which is fast.
+"""The two encoders: `tokenizers`, which is right, and fastokens, which is fast.
 
 fastokens is built from the backend that transformers loaded, never from the file on disk:
 transformers rebuilds the pre-tokenizer of some classes, and the file then gives other ids.
@@ -13,30 +13,21 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import tokenizers
 from tokenizers import Tokenizer
 
-from pipeline.tokens.batch import EncodedBatch, join_lists
+from pipeline.tokens.ids import EncodedBatch, join_lists
 
 # 0.3.2 kept regex matches of the text before, and split white space at the wrong place after a
 # shared prefix of 4 KiB; its NFC tables differed too. 0.3.5 gives the ids of `tokenizers` in both.
 OLDEST_FASTOKENS: Final = (0, 3, 5)
 
-
 # fastokens 0.3.5 works on a text of 64 KiB (after normalising, so at most 4 bytes a character) with
 # a pool of threads where it has no scanner of its own for the pre-tokenizer.
 _POOL_CHARACTERS: Final = 16_000
-
-
-class Encoder(Protocol):
-    """A batch of texts in, the ids of each out."""
-
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> EncodedBatch:
-        """Return the ids of each text."""
-        ...
 
 
 class Unfit(ValueError):
@@ -49,7 +40,7 @@ class StockEncoder:
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
 
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> EncodedBatch:
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> EncodedBatch:
         """Return the ids of each text, neither padded nor cut."""
         encodings = self._untouched().encode_batch_fast(
             list(texts), add_special_tokens=add_special_tokens

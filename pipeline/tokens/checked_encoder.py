@@ -22,7 +22,8 @@ from pipeline.tokens.backends import (
     Unfit,
     stock_version,
 )
-from pipeline.tokens.batch import EncodedBatch, join_batches
+from pipeline.tokens.ids import EncodedBatch, join_batches
+from pipeline.tokens.pieces import PieceEncoder, find_cut_tokens
 from pipeline.tokens.probes import make_probes
 
 EncoderChoice = Literal["auto", "tokenizers", "fastokens"]
@@ -51,6 +52,7 @@ class CheckedEncoder:
 
     def __init__(self, backend: Tokenizer, choice: EncoderChoice) -> None:
         self._stock = StockEncoder(backend)
+        self._stock_pieces: PieceEncoder | None = None
         self._backend = backend
         self._is_forced = choice == "fastokens"
         self._build = None if choice == "tokenizers" else FastEncoderBuild(backend)
@@ -82,9 +84,15 @@ class CheckedEncoder:
         """Return the ids of each text, from `tokenizers` while fastokens is still being built."""
         build = self._build
         fast = self._fast if build and not build.is_done else self._finish_build()
-        if fast is None:
-            return self._stock.encode(texts, add_special_tokens=add_special_tokens)
-        return self._encode_fast(fast, texts, add_special_tokens)
+        if fast is not None:
+            return self._encode_fast(fast, texts, add_special_tokens)
+        if add_special_tokens:
+            return self._stock.encode(texts, add_special_tokens=True)
+        if self._stock_pieces is None:
+            # Not in front of fastokens, which encodes a text as fast as it is cut.
+            cut_tokens = find_cut_tokens(self._backend)
+            self._stock_pieces = PieceEncoder(cut_tokens, self._stock.encode)
+        return self._stock_pieces.encode(texts)
 
     def settle(self, texts: Iterable[str]) -> None:
         """Compare the first texts of a job, up to 200, under both encoders."""

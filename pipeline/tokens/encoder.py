@@ -23,18 +23,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.errors import UsageError, excerpt_of, shorten_middle
 from pipeline.tokens.backends import copy_backend, use_one_thread
-from pipeline.tokens.batch import EncodedBatch, Ids, join_rows
-from pipeline.tokens.byte_table import ByteTable, make_byte_table
 from pipeline.tokens.checked_encoder import SETTLED_TEXTS, CheckedEncoder, EncoderChoice
 from pipeline.tokens.files import (
     find_tokenizer_folder,
     hash_tokenizer_files,
     refuse_huge_ids,
 )
-from pipeline.tokens.pieces import PieceEncoder, find_cut_tokens
-from pipeline.tokens.steady_ids import refuse_other_ids, refuse_random_ids
-
-__all__ = ["EncodedBatch", "Ids", "TextEncoder"]
+from pipeline.tokens.ids import ByteTable, EncodedBatch, Ids, join_rows, make_byte_table
+from pipeline.tokens.probes import refuse_other_ids, refuse_random_ids
 
 # Of what a library says of a folder that it cannot load.
 _MOST_WORDS = 400
@@ -199,21 +195,13 @@ class TextEncoder:
         return self.added_tokens.get(text)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> EncodedBatch:
-        """Return the ids of each text."""
-        return self._encoder.encode(texts, add_special_tokens=add_special_tokens)
+        """Return the ids of each text.
 
-    def encode_contexts(self, texts: Sequence[str]) -> EncodedBatch:
-        """Return the ids of each text, the same as `encode` gives, sharing the work.
-
-        What texts of this batch or of late ones have in common from their beginning is encoded once,
-        where the tokenizer allows it: the cost grows with a conversation, not with its length times
-        its decision points.
+        What texts of this batch or of late ones have in common from their beginning is encoded once
+        where that pays (`pipeline.tokens.pieces`): the cost then grows with a conversation, not with
+        its length times its decision points.
         """
-        return self._pieces.encode(texts)
-
-    @cached_property
-    def _pieces(self) -> PieceEncoder:
-        return PieceEncoder(find_cut_tokens(self._backend), self.encode)
+        return self._encoder.encode(texts, add_special_tokens=add_special_tokens)
 
     @property
     def continuation_way(self) -> str:
@@ -236,7 +224,7 @@ class TextEncoder:
             # Byte-level tokens decode alike after any text.
             return table.decode(batch)
         anchor_ids, anchor_text = self._anchor
-        sequences = [[*anchor_ids, *batch[i].tolist()] for i in range(len(batch))]
+        sequences = [[*anchor_ids, *ids.tolist()] for ids in batch]
         decoded = self._backend.decode_batch(sequences, skip_special_tokens=False)
         return [text.removeprefix(anchor_text) for text in decoded]
 
@@ -283,14 +271,14 @@ class TextEncoder:
     def _encode_after_token(self, texts: Sequence[str]) -> EncodedBatch:
         anchor_ids, anchor_text = self._anchor
         batch = self.encode([anchor_text + text for text in texts])
-        return join_rows([batch[i][len(anchor_ids) :] for i in range(len(batch))])
+        return join_rows([ids[len(anchor_ids) :] for ids in batch])
 
     def _encode_after_newline(self, texts: Sequence[str]) -> EncodedBatch:
         """Encode each run of ordinary text after a newline: for a prefix space after every token."""
         newline = self.encode(["\n"])[0]
         pieces = [self._split_at_added_tokens(text) for text in texts]
         runs = [run for text in pieces for run in text if run not in self.added_tokens]
-        encoded = iter(_rows_of(self.encode(["\n" + run for run in runs])))
+        encoded = iter(self.encode(["\n" + run for run in runs]))
         rows: list[Ids] = []
         for text in pieces:
             parts = [
@@ -326,7 +314,3 @@ def _load_tokenizer(
     """
     del files
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-
-
-def _rows_of(batch: EncodedBatch) -> list[Ids]:
-    return [batch[i] for i in range(len(batch))]

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from tokenizers import AddedToken, Tokenizer
 
-from pipeline.tokens.batch import EncodedBatch, Ids, join_parts
+from pipeline.tokens.ids import EncodedBatch, Ids, join_parts
 
 # Parts of a backend that look at one run of text between added tokens and at nothing else.
 _NORMALISERS: Final = {"NFC", "NFD", "NFKC", "NFKD", "Replace", "Lowercase"}

@@ -220,9 +220,9 @@ def test_a_context_that_points_share_is_rendered_and_encoded_once(builder: RowBu
 
     def encode(texts: list[str]) -> Any:
         encoded.extend(texts)
-        return builder.encoder.encode_contexts(texts)
+        return builder.encoder.encode(texts)
 
-    vars(encoder).update(encode_contexts=encode)
+    vars(encoder).update(encode=encode)
     vars(contexts).update(render=render, _encoder=encoder)
     vars(counting).update(contexts=contexts)
     pair = example(decision_idx=4, continuations=["x", "y", "z"])

@@ -18,7 +18,7 @@ from pipeline.cli.command import main
 from pipeline.errors import UsageError
 from pipeline.job.prepare import prepare
 from pipeline.tokens.encoder import TextEncoder
-from pipeline.tokens.steady_ids import refuse_other_ids, refuse_random_ids
+from pipeline.tokens.probes import refuse_other_ids, refuse_random_ids
 from tests.conftest import write_lines
 
 Break = Callable[[Path], None]

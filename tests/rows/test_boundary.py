@@ -25,7 +25,7 @@ from pipeline.rows.boundary import (
     hash_context,
     join_rows,
 )
-from pipeline.tokens.encoder import EncodedBatch, Ids
+from pipeline.tokens.ids import EncodedBatch, Ids
 
 BOS = 1
 CONTEXTS = st.lists(st.integers(0, 9), min_size=1, max_size=40)

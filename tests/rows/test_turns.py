@@ -18,7 +18,7 @@ from pipeline.rows.turns import (
     keep_from,
     measure_ends,
 )
-from pipeline.tokens.encoder import Ids
+from pipeline.tokens.ids import Ids
 from pipeline.types import Message
 
 LETTERS = {"s": "system", "d": "developer", "u": "user", "a": "assistant", "t": "tool"}

@@ -180,7 +180,7 @@ def test_a_forked_worker_encodes_as_its_parent_did(
 
     def check() -> bool:
         encoder.use_one_thread()
-        for encode in (encoder.encode, encoder.encode_contexts, encoder.encode_continuations):
+        for encode in (encoder.encode, encoder.encode_continuations):
             if not np.array_equal(encode(texts).flat, expected.flat):
                 return False
         return encoder.decode_after_context(expected) == decoded and encoder.encoder_name == choice

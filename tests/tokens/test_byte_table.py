@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders
 
-from pipeline.tokens import byte_table as quick_decode
-from pipeline.tokens.batch import EncodedBatch, join_lists
-from pipeline.tokens.byte_table import ByteTable, make_byte_table
+from pipeline.tokens import ids as quick_decode
+from pipeline.tokens.ids import ByteTable, EncodedBatch, join_lists, make_byte_table
 from tests.conftest import ROOT, require_shared
 
 FAMILIES = ("bundled", "smollm2", "qwen3.5", "llama-3.1")

@@ -16,8 +16,8 @@ from pipeline.errors import UsageError
 from pipeline.tokens import backends as fast_encoder
 from pipeline.tokens import checked_encoder
 from pipeline.tokens.backends import FastEncoder, StockEncoder, Unfit
-from pipeline.tokens.batch import EncodedBatch, join_lists
 from pipeline.tokens.checked_encoder import CheckedEncoder
+from pipeline.tokens.ids import EncodedBatch, join_lists
 from pipeline.tokens.probes import make_probes
 from tests.conftest import ROOT
 

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.errors import UsageError
-from pipeline.tokens.encoder import EncodedBatch, TextEncoder
+from pipeline.tokens.encoder import TextEncoder
+from pipeline.tokens.ids import EncodedBatch
 from tests.conftest import ROOT, require_shared
 
 BUNDLED = ROOT / "configs" / "tokenizer"
@@ -361,7 +362,8 @@ def test_a_tokenizer_that_is_not_shared_is_not_copied_unless_somebody_sets_it_up
 def test_contexts_have_the_ids_that_encoding_gives(encoder: TextEncoder) -> None:
     turn = "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\nHello " + "again " * 300
     texts = [turn * times + "<|im_start|>assistant\n" for times in (1, 2, 3, 2)]
-    assert encoder.encode_contexts(texts).flat.tolist() == encoder.encode(texts).flat.tolist()
+    alone = [encoder.encode([text])[0].tolist() for text in texts]
+    assert [ids.tolist() for ids in encoder.encode(texts)] == alone
 
 
 def test_what_encodes_is_said_for_the_seal() -> None:

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from pipeline.tokens import pieces as text_pieces
 from pipeline.tokens.backends import StockEncoder
-from pipeline.tokens.batch import EncodedBatch
+from pipeline.tokens.ids import EncodedBatch
 from pipeline.tokens.pieces import PieceEncoder, find_cut_tokens
 from tests.conftest import ROOT
 

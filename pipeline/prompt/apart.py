@@ -1,4 +1,4 @@
-"""A process apart, in which templates run: it can be killed, and the kernel keeps its limits.
+"""A process apart, in which templates run within limits, and which can be killed.
 
 It is forked when it is needed, so that it has the libraries loaded, and ends by itself when it was
 not needed for some seconds: what it shares with its parent would else be kept for as long as it lives.
@@ -17,6 +17,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from threading import Lock
 from typing import Any, Final, Literal, NamedTuple, NoReturn
@@ -29,7 +30,8 @@ _ENDING_SECONDS: Final = 0.2
 _LONGEST_WORDS: Final = 1000
 _LIBC: Final[Any] = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG: Final = 1
-_PAGE: Final = resource.getpagesize()
+
+Within = Callable[[float, int], AbstractContextManager[None]]
 
 
 class Outcome(NamedTuple):
@@ -46,11 +48,13 @@ class Outcome(NamedTuple):
 class ProcessApart:
     """Runs functions of modules in a child process, one at a time.
 
-    ``errors`` are those that a function may raise; the caller gets their words.
+    ``errors`` are those that a function may raise; the caller gets their words. ``within`` keeps a
+    block to seconds and bytes: `MemoryError`, or an end by SIGPROF.
     """
 
-    def __init__(self, errors: tuple[type[Exception], ...]) -> None:
+    def __init__(self, errors: tuple[type[Exception], ...], within: Within) -> None:
         self._errors = errors
+        self._within = within
         self._lock = Lock()
         self._pid = 0
         self._pipe: Connection | None = None
@@ -113,7 +117,7 @@ class ProcessApart:
                 "memory, or raise the limit of processes"
             ) from error
         if not pid:
-            _serve(theirs, self._errors)
+            _serve(theirs, self._errors, self._within)
         theirs.close()
         self._pid, self._pipe = pid, ours
         return ours
@@ -137,15 +141,6 @@ class ProcessApart:
         return 0
 
 
-def address_space() -> int | None:
-    """Return the bytes of address space of this process, None where the system does not say."""
-    try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (asked often)
-            return int(file.read().split()[0]) * _PAGE
-    except OSError:
-        return None
-
-
 def _explain_end(number: int, seconds: float) -> str:
     if number == signal.SIGPROF:
         return f"ran for over {seconds:g} s of CPU time"
@@ -153,15 +148,14 @@ def _explain_end(number: int, seconds: float) -> str:
     return f"broke the process that it ran in{how}"
 
 
-def _serve(pipe: Connection, errors: tuple[type[Exception], ...]) -> NoReturn:
+def _serve(pipe: Connection, errors: tuple[type[Exception], ...], within: Within) -> NoReturn:
     """Answer calls until nobody asks any more. Never returns: this is a fork of somebody's process."""
     status = 1
-    limits = KernelLimits()
     try:
         _become_plain(pipe.fileno())
         while pipe.poll(IDLE_SECONDS):
             call = pickle.loads(pipe.recv_bytes())  # noqa: S301 (our parent's)
-            pipe.send(_answer(call, limits, errors))
+            pipe.send(_answer(call, errors, within))
         pipe.send(Outcome("gone", None))
         status = 0
     except (EOFError, OSError):
@@ -193,46 +187,19 @@ def _become_plain(kept: int) -> None:
 
 def _answer(
     call: tuple[Callable[..., Any], tuple[Any, ...], float, int],
-    limits: KernelLimits,
     errors: tuple[type[Exception], ...],
+    within: Within,
 ) -> Outcome:
     function, args, seconds, memory = call
     begun = time.process_time()
     try:
-        limits.keep(seconds, memory, address_space())
-        try:
+        with within(seconds, memory):
             value = function(*args)
-        finally:
-            limits.lift()
     except MemoryError:
         return Outcome("stopped", f"took over {memory >> 20} MiB of memory")
     except errors as error:
         return Outcome("raised", words_of(error), time.process_time() - begun)
     return Outcome("returned", value, time.process_time() - begun)
-
-
-class KernelLimits:
-    """What the kernel keeps this process to: seconds of CPU time, bytes of address space.
-
-    A signal that has no handler ends a process whatever it is doing; a handler of Python's would wait
-    for the operation to end.
-    """
-
-    def __init__(self) -> None:
-        self._before = resource.getrlimit(resource.RLIMIT_AS)
-        self._most = [limit for limit in self._before if limit != resource.RLIM_INFINITY]
-
-    def keep(self, seconds: float, memory: int, size: int | None) -> None:
-        """Let this process live for ``seconds`` and give it no more than ``memory`` beyond ``size``."""
-        if size is not None:
-            limit = min([size + memory, *self._most])
-            resource.setrlimit(resource.RLIMIT_AS, (limit, self._before[1]))
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-
-    def lift(self) -> None:
-        """Keep this process to nothing any more."""
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        resource.setrlimit(resource.RLIMIT_AS, self._before)
 
 
 def words_of(error: Exception) -> str:

@@ -1,27 +1,41 @@
 """The chat template of a tokenizer: resolve it, compile it once, render with it.
 
-Templates are untrusted code. They run in the immutable sandbox that transformers builds
-(`pipeline.prompt.sandbox`), so the text is what every transformers user sees, and within the limits
-of `pipeline.prompt.bounded`. Compiling counts as running: jinja2 works out constants.
+Templates are untrusted code. They run in the immutable sandbox that transformers builds, its two slow
+questions answered sooner, so the text is what every transformers user sees, and within the limits of
+`pipeline.prompt.bounded`. Compiling counts as running: jinja2 works out constants.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import jinja2
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
+from transformers.utils import chat_template_utils
 
 from pipeline.errors import UsageError, excerpt_of
-from pipeline.prompt.bounded import BOUNDED_RUNS, read_source
-from pipeline.prompt.limits import OverLimit, join_text
-from pipeline.prompt.sandbox import chat_sandbox
+from pipeline.prompt.bounded import BOUNDED_RUNS, OverLimit, read_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+CLOCK_FUNCTION: Final = "strftime_now"
+"""The function by which templates read the clock; transformers gives it to them."""
+
+CHARACTERS_WRITTEN: Final = 2**22
+"""Text that a render may write of its own."""
+
+_CHARACTERS_PER_GIVEN: Final = 4
+_DICT_ATTRIBUTES: Final = frozenset(name for kind in dict.__mro__ for name in vars(kind))
 
 
 class ChatTemplate:
@@ -106,6 +120,107 @@ def compile_template(source: str) -> tuple[jinja2.Template, dict[str, Any]]:
     """Return the compiled template, and what the sandbox gives it."""
     compiled = chat_sandbox().from_string(source)
     return compiled, dict(compiled.globals)
+
+
+def join_text(pieces: Iterable[str], given: Mapping[str, Any]) -> str:
+    """Return the joined pieces of a render.
+
+    Raises `SecurityError` where they are over `CHARACTERS_WRITTEN` and four times what the template
+    was given besides: what is rendered is encoded next, which takes a hundred times its memory.
+    """
+    held: list[str] = []
+    size, most = 0, CHARACTERS_WRITTEN
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size > most:
+            if most == CHARACTERS_WRITTEN:
+                most += _CHARACTERS_PER_GIVEN * sum(_sizes_of(given))
+            if size > most:
+                raise SecurityError(f"it wrote over {most} characters")
+    return "".join(held)
+
+
+def _sizes_of(values: object) -> Iterator[int]:
+    """Yield the length of every text inside values as JSON has them, and 1 for everything else."""
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield len(value)
+        elif isinstance(value, Mapping):
+            items = cast("Mapping[object, object]", value)
+            waiting += [*items.keys(), *items.values()]
+        elif isinstance(value, list | tuple):
+            waiting += cast("list[object]", value)
+        else:
+            yield 1
+
+
+class ChatSandbox(ImmutableSandboxedEnvironment):
+    """Gives the answers of its base class; a render takes a half to a third of the time.
+
+    It has no list of what takes too long: `pipeline.prompt.bounded` ends whatever does.
+    """
+
+    _known_safety: ClassVar[dict[tuple[type, str], bool]] = {}
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return ``obj.attribute`` where that is safe, else ``obj[attribute]``, else undefined.
+
+        For ``message.role`` the base class tries the attribute, catches its error and then takes the
+        key. A plain dict has no attribute but `_DICT_ATTRIBUTES`, so the key is taken at once.
+        """
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
+            value = obj.get(attribute, missing)
+            return self.undefined(obj=obj, name=attribute) if value is missing else value
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Say whether a template may have ``obj.attr``.
+
+        The base class goes by the object's type and the attribute's name, so it is asked once for
+        each.
+        """
+        key = type(obj), attr
+        is_safe = self._known_safety.get(key)
+        if is_safe is None:
+            is_safe = self._known_safety[key] = super().is_safe_attribute(obj, attr, value)
+        return is_safe
+
+
+@cache
+def chat_sandbox() -> ChatSandbox:
+    """Return the environment of transformers' templates: its filters, functions, extensions, rules.
+
+    transformers makes an equal one for every template; this is an overlay on that of an empty one.
+    """
+    compiled: Any = chat_template_utils._compile_jinja_template("")  # pyright: ignore[reportPrivateUsage]
+    sandbox: Any = compiled.environment.overlay()
+    sandbox.__class__ = ChatSandbox
+    return sandbox
+
+
+@dataclass(frozen=True)
+class FixedClock:
+    """Stands in for `CLOCK_FUNCTION`: always the same moment, or a refusal where there is none.
+
+    A row must not depend on the day it was built, so the clock of every render is replaced.
+
+    >>> FixedClock(datetime(2026, 11, 25))("%d %b %Y")
+    '25 Nov 2026'
+    """
+
+    moment: datetime | None = None
+
+    def __call__(self, format: str) -> str:
+        if self.moment is None:
+            raise jinja2.TemplateError(
+                "it reads the clock (strftime_now), so the row would depend on the day; give "
+                "server_options.fixed_date: YYYY-MM-DD, or the date in the template's own terms "
+                "(chat_template_kwargs.date_string in Llama's)"
+            )
+        return self.moment.strftime(format)
 
 
 class ChatTemplates:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Rejected, UsageError
 from pipeline.prompt.harmony_vocabulary import load_encoding
-from pipeline.prompt.request import SERVER_VERSIONS, ChatRequest, Rendering
-from pipeline.prompt.shape import (
+from pipeline.prompt.request import (
+    SERVER_VERSIONS,
+    ChatRequest,
+    Rendering,
     expect_list,
     expect_object,
     expect_text,

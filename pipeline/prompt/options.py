@@ -1,4 +1,5 @@
-"""``server_options``: the flags and request fields that change what a server renders."""
+"""What a dialect is made with: ``server_options``, the flags and request fields that change what a server
+renders, and the models that it does not render with their template."""
 
 from __future__ import annotations
 
@@ -70,3 +71,17 @@ def read_moment(name: str, value: object) -> datetime:
         return datetime.fromisoformat(str(value))
     except ValueError as error:
         raise UsageError(f"{name}: found {excerpt_of(value)}; expected YYYY-MM-DD") from error
+
+
+def refuse_renderer(server: str, model_type: str | None, renderer: str) -> UsageError:
+    """Return the error for a model whose renderer this package does not have.
+
+    Its template, where it has one, gives ids that the served model never sees, so a dialect refuses it
+    when it is made, not row by row.
+    """
+    return UsageError(
+        f"server: {server} does not render model type {model_type!r} with its chat template but with "
+        f"its {renderer}, which is not reproduced here; give rendered prompts (raw context), the "
+        "server's sampled ids (context_ids, continuation_ids), or server: plain if your server does "
+        "use the template"
+    )

@@ -12,28 +12,49 @@ from datetime import datetime
 from typing import Any, Literal
 
 from pipeline.errors import Rejected
-from pipeline.prompt.chat_template import ChatTemplates
-from pipeline.prompt.clock import CLOCK_FUNCTION, FixedClock
-from pipeline.prompt.options import Reader, choice_of, read_mapping, read_moment, read_options
-from pipeline.prompt.renderers import refuse_renderer, sglang_renderer_without_jinja
-from pipeline.prompt.request import SERVER_VERSIONS, ChatRequest, Dialect, Rendering
+from pipeline.prompt.bounded import read_source
+from pipeline.prompt.chat_template import CLOCK_FUNCTION, ChatTemplates, FixedClock
+from pipeline.prompt.options import (
+    Reader,
+    choice_of,
+    read_mapping,
+    read_moment,
+    read_options,
+    refuse_renderer,
+)
+from pipeline.prompt.request import (
+    SERVER_VERSIONS,
+    ChatRequest,
+    Dialect,
+    Rendering,
+    TemplateDialect,
+    expect_object,
+    split_template_kwargs,
+)
 from pipeline.prompt.sglang_messages import (
     Conversation,
     check_tool_names,
     dump_tools,
     rewrite_messages,
 )
-from pipeline.prompt.shape import expect_object
-from pipeline.prompt.template_facts import sglang_content_form
-from pipeline.prompt.template_kwargs import split_template_kwargs
+from pipeline.prompt.template_facts import find_sglang_content_form
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
+# SGLang 0.5.23, srt/entrypoints/openai/chat_encoding.py. gpt-oss goes through its template there.
+_RENDERERS = {
+    "deepseek_v32": "dsv32 encoder",
+    "deepseek_v4": "dsv4 encoder",
+    "deepseek_v41": "dsv41 encoder",
+    "kimi_k3": "kimi_k3 encoder",
+    "inkling_mm_model": "inkling renderer",
+    "inkling_model": "inkling renderer",
+}
 # The server's own arguments of apply_chat_template: a kwarg of that name collides.
 _TAKEN_KWARGS = frozenset({"tokenize", "add_generation_prompt", "tools", "return_dict"})
 
 
 @dataclass(frozen=True)
-class SglangDialect:
+class SglangDialect(TemplateDialect):
     """SGLang 0.5.23 with the flags of the server and the request fields that every client sent.
 
     ``default_chat_template_kwargs`` are the server's; ``tool_choice`` and ``reasoning_effort`` are
@@ -55,25 +76,19 @@ class SglangDialect:
         template.
         """
         dialect = cls(**read_options("sglang", options, _OPTIONS))
-        renderer = sglang_renderer_without_jinja(model_type)
+        renderer = _RENDERERS.get(model_type or "")
         if renderer is not None:
             raise refuse_renderer("sglang", model_type, renderer)
         return dialect
-
-    def render_prompt(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:
-        """Return the prompt that the server builds, generation prompt included."""
-        return self._render(request, templates, add_generation_prompt=True)
-
-    def render_turn(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:
-        """Return the text of a finished conversation: the last answer stays the assistant's."""
-        return self._render(request, templates, add_generation_prompt=False)
 
     def _render(
         self, request: ChatRequest, templates: ChatTemplates, *, add_generation_prompt: bool
     ) -> Rendering:
         # SGLang takes the first of several named templates, also where there are tools.
         template = templates.for_request(has_tools=False)
-        conversation = rewrite_messages(request.messages, sglang_content_form(template.source))
+        conversation = rewrite_messages(
+            request.messages, read_source(find_sglang_content_form, template.source)
+        )
         tools = dump_tools(request.tools)
         check_tool_names(conversation, tools)
         if self.tool_choice == "none":

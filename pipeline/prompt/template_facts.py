@@ -1,8 +1,8 @@
 """What a server learns from a template's syntax tree before it renders it.
 
 The content form decides whether a message's content reaches the template as text or as a list of
-parts, so the servers' own detections are followed to the letter, blind spots included. One table of
-facts is kept per template text.
+parts, so the servers' own detections are followed to the letter, blind spots included. Ask by way of
+`read_source`, which keeps one answer for each template text.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Literal
 
 from jinja2 import meta, nodes
 
-from pipeline.prompt.bounded import read_source
-from pipeline.prompt.sandbox import chat_sandbox
+from pipeline.prompt.chat_template import chat_sandbox
 
 ContentForm = Literal["string", "openai"]
 """``string``: content is text. ``openai``: content is a list of parts."""
@@ -33,16 +32,8 @@ class TemplateFacts:
     names_developer: bool
 
 
-def read_template_facts(source: str) -> TemplateFacts:
-    """Return the facts of a template that compiles (`ChatTemplate` checks).
-
-    Raises `OverLimit` where that takes too long: to find the variables jinja2 works out constants.
-    """
-    return read_source(find_template_facts, source)
-
-
 def find_template_facts(source: str) -> TemplateFacts:
-    """Return the facts of a template; see `read_template_facts`."""
+    """Return the facts of a template that compiles (`ChatTemplate` checks); jinja2 works out constants."""
     tree = _parse(source)
     return TemplateFacts(
         content_form=_vllm_content_form(tree),
@@ -51,7 +42,7 @@ def find_template_facts(source: str) -> TemplateFacts:
     )
 
 
-def sglang_content_form(source: str) -> ContentForm:
+def find_sglang_content_form(source: str) -> ContentForm:
     """Return the content form as SGLang sees it.
 
     A template that speaks of media takes parts; so does one that loops over the content of a
@@ -59,11 +50,6 @@ def sglang_content_form(source: str) -> ContentForm:
 
     SGLang 0.5.23, ``srt/parser/jinja_template_utils.py``: ``detect_jinja_template_content_format``.
     """
-    return read_source(find_sglang_content_form, source)
-
-
-def find_sglang_content_form(source: str) -> ContentForm:
-    """Return the content form; see `sglang_content_form`."""
     if any(word in source for word in ("image", "audio", "video", "vision")):
         return "openai"
     owners = {_content_owner(loop.iter) for loop in _parse(source).find_all(nodes.For)}

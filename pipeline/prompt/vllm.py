@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import Rejected
-from pipeline.prompt.chat_template import ChatTemplate, ChatTemplates
-from pipeline.prompt.clock import CLOCK_FUNCTION, FixedClock
+from pipeline.prompt.bounded import read_source
+from pipeline.prompt.chat_template import CLOCK_FUNCTION, ChatTemplate, ChatTemplates, FixedClock
 from pipeline.prompt.options import (
     Reader,
     choice_of,
@@ -23,12 +23,20 @@ from pipeline.prompt.options import (
     read_mapping,
     read_moment,
     read_options,
+    refuse_renderer,
 )
-from pipeline.prompt.renderers import refuse_renderer, vllm_renderer_without_jinja
-from pipeline.prompt.request import SERVER_VERSIONS, ChatRequest, Dialect, Rendering
-from pipeline.prompt.shape import expect_list, expect_object
-from pipeline.prompt.template_facts import ContentForm, TemplateFacts, read_template_facts
-from pipeline.prompt.template_kwargs import CALL_PARAMETERS, split_template_kwargs
+from pipeline.prompt.request import (
+    CALL_PARAMETERS,
+    SERVER_VERSIONS,
+    ChatRequest,
+    Dialect,
+    Rendering,
+    TemplateDialect,
+    expect_list,
+    expect_object,
+    split_template_kwargs,
+)
+from pipeline.prompt.template_facts import ContentForm, TemplateFacts, find_template_facts
 from pipeline.prompt.vllm_messages import Conversation, fill_call_ids, rewrite_messages
 from pipeline.prompt.vllm_tools import dump_tools
 
@@ -36,12 +44,25 @@ REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 # The server's own default template kwargs (vllm/entrypoints/common/cli_args.py: cohere_format).
 _SERVER_KWARGS: Mapping[str, Any] = {"cohere_format": "cmd4"}
+# vLLM 0.33.0, vllm/config/model.py (by architecture; these are the model types of those),
+# vllm/renderers/registry.py, and for gpt-oss vllm/renderers/online_renderer.py.
+_RENDERERS = {
+    "gpt_oss": "Harmony encoder",
+    "deepseek_v32": "deepseek_v32 renderer",
+    "deepseek_v4": "deepseek_v4 renderer",
+    "deepseek_v41": "deepseek_v41 renderer",
+    "kimi_k3": "kimi_k3 renderer",
+    "inkling_mm_model": "inkling renderer",
+    "inkling_model": "inkling renderer",
+    "kimi_audio": "kimi_audio tokenizer",
+    "alpamayo2_super": "alpamayo2_super tokenizer",
+}
 # Two ids that pass Mistral's check (nine letters and digits) and cannot be told apart by length.
 _ID_FILLERS = ("call", "turn")
 
 
 @dataclass(frozen=True)
-class VllmDialect:
+class VllmDialect(TemplateDialect):
     """vLLM 0.33.0 with the flags of the server and the request fields that every client sent.
 
     ``content_format`` (``--chat-template-content-format``), ``default_chat_template_kwargs``,
@@ -77,7 +98,7 @@ class VllmDialect:
             return HarmonyDialect(
                 folder, dialect.reasoning_effort, dialect.fixed_date, dialect.hides_tools
             )
-        renderer = vllm_renderer_without_jinja(model_type, folder)
+        renderer = find_renderer(model_type, folder)
         if renderer is not None and dialect.tokenizer_mode == "auto":
             raise refuse_renderer("vllm", model_type, renderer)
         return dialect
@@ -86,19 +107,6 @@ class VllmDialect:
     def hides_tools(self) -> bool:
         """True where tools stay out of the prompt (``online_renderer.py``: ``render_chat``)."""
         return self.exclude_tools_when_tool_choice_none and self.tool_choice == "none"
-
-    def render_prompt(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:
-        """Return the prompt that the server builds, generation prompt included."""
-        rendering = self._render(request, templates, add_generation_prompt=True)
-        if not rendering.text:
-            raise Rejected(
-                "empty_context", "the template renders nothing; vLLM refuses an empty prompt"
-            )
-        return rendering
-
-    def render_turn(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:
-        """Return the text of a finished conversation, without a generation prompt."""
-        return self._render(request, templates, add_generation_prompt=False)
 
     def _render(
         self, request: ChatRequest, templates: ChatTemplates, *, add_generation_prompt: bool
@@ -125,6 +133,10 @@ class VllmDialect:
 
         conversation = place_developer_messages(rewritten.conversation, plan.facts)
         text = render_any_ids(render, conversation) if rewritten.lacks_ids else render(conversation)
+        if add_generation_prompt and not text:
+            raise Rejected(
+                "empty_context", "the template renders nothing; vLLM refuses an empty prompt"
+            )
         return Rendering(text, ("arguments_coerced",) if rewritten.arguments_coerced else ())
 
     def _plan(self, request: ChatRequest, templates: ChatTemplates) -> _RenderPlan:
@@ -136,7 +148,7 @@ class VllmDialect:
         )
         tools = read_tool_dicts(kwargs.pop("tools", None))
         template = templates.for_request(has_tools=tools is not None)
-        facts = read_template_facts(template.source)
+        facts = read_source(find_template_facts, template.source)
         call = split_template_kwargs(keep_accepted_kwargs(kwargs, facts))
         return _RenderPlan(
             template,
@@ -169,6 +181,23 @@ _OPTIONS: Mapping[str, Reader] = {
     "fixed_date": read_moment,
     "tokenizer_mode": choice_of("auto", "hf"),
 }
+
+
+def find_renderer(model_type: str | None, folder: Path | None) -> str | None:
+    """Return what vLLM renders this model with in place of its template, or None.
+
+    vLLM knows a Mistral repository by its files: ``consolidated*.safetensors`` with ``tekken.json``
+    or ``tokenizer.model.v*`` (vLLM 0.33.0, ``vllm/tokenizers/registry.py``). The folder may hold a
+    tokenizer without weights, so only weights under other names speak against it.
+    """
+    if model_type in _RENDERERS:
+        return _RENDERERS[model_type]
+    if folder is None or not [*folder.glob("tekken.json"), *folder.glob("tokenizer.model.v*")]:
+        return None
+    weights = [path.name for path in folder.glob("*.safetensors")]
+    if weights and not any(name.startswith("consolidated") for name in weights):
+        return None
+    return "mistral renderer (mistral-common)"
 
 
 def merge_template_kwargs(

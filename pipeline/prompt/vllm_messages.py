@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.errors import Rejected
-from pipeline.prompt.shape import (
+from pipeline.prompt.request import (
     expect_list,
     expect_object,
     expect_text,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import Rejected
-from pipeline.prompt.shape import (
+from pipeline.prompt.request import (
     expect_list,
     expect_object,
     expect_text,

@@ -18,10 +18,9 @@ from pipeline.answer.turn_facts import TurnFacts
 from pipeline.config import RowSettings
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples.decisions import DecisionPoint
-from pipeline.prompt.bounded import BOUNDED_RUNS
+from pipeline.prompt.bounded import BOUNDED_RUNS, OverLimit
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
 from pipeline.prompt.dialects import load_dialect
-from pipeline.prompt.limits import OverLimit
 from pipeline.prompt.request import ChatRequest, Dialect, Rendering
 from pipeline.rows.boundary import (
     BoundedRow,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from pipeline.config import RowSettings
 from pipeline.errors import Rejected, UsageError
 from pipeline.examples.decisions import DecisionPoint
-from pipeline.prompt.clock import CLOCK_FUNCTION
+from pipeline.prompt.chat_template import CLOCK_FUNCTION
 from pipeline.rows.builder import RowBuilder
 
 UNKNOWN: Final = "unknown; compare the chat templates"

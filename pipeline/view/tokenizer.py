@@ -10,8 +10,7 @@ from pipeline.answer.traits import Trait, probe_template, report_refusal
 from pipeline.answer.turn_facts import TurnFacts
 from pipeline.config import RowSettings
 from pipeline.errors import excerpt_of
-from pipeline.prompt.bounded import BOUNDED_RUNS
-from pipeline.prompt.limits import OverLimit
+from pipeline.prompt.bounded import BOUNDED_RUNS, OverLimit
 from pipeline.rows.builder import RowBuilder
 from pipeline.tokens.files import read_position_limit
 

@@ -22,9 +22,8 @@ from pipeline.errors import DataRefused, Rejected, UsageError
 from pipeline.examples.example import TrainingExample
 from pipeline.job.prepare import Prepared, prepare
 from pipeline.prompt import apart
-from pipeline.prompt.bounded import BOUNDED_RUNS
-from pipeline.prompt.chat_template import ChatTemplate
-from pipeline.prompt.limits import CHARACTERS_WRITTEN, OverLimit, RenderLimits
+from pipeline.prompt.bounded import BOUNDED_RUNS, OverLimit, RenderLimits
+from pipeline.prompt.chat_template import CHARACTERS_WRITTEN, ChatTemplate
 from pipeline.rows.example_tokenizer import ExampleTokenizer
 from pipeline.view.tokenizer import check_tokenizer_and_template
 from tests.conftest import write_lines

@@ -10,8 +10,7 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from pipeline.errors import Rejected, UsageError
-from pipeline.prompt.chat_template import ChatTemplates
-from pipeline.prompt.clock import FixedClock
+from pipeline.prompt.chat_template import ChatTemplates, FixedClock
 from pipeline.prompt.dialects import load_dialect
 from pipeline.prompt.request import ChatRequest, Dialect
 from tests.conftest import require_shared

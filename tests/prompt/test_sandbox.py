@@ -14,8 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils import chat_template_utils
 
 from pipeline.errors import Rejected
-from pipeline.prompt.chat_template import ChatTemplate
-from pipeline.prompt.sandbox import ChatSandbox, chat_sandbox
+from pipeline.prompt.chat_template import ChatSandbox, ChatTemplate, chat_sandbox
 from tests.conftest import ROOT, require_shared
 
 OWN: Any = chat_template_utils._compile_jinja_template("{{ 1 }}").environment

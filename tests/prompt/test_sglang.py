@@ -12,7 +12,7 @@ from pipeline.errors import Rejected, UsageError
 from pipeline.prompt.chat_template import ChatTemplates
 from pipeline.prompt.request import ChatRequest
 from pipeline.prompt.sglang import SglangDialect
-from pipeline.prompt.template_facts import read_template_facts, sglang_content_form
+from pipeline.prompt.template_facts import find_sglang_content_form, find_template_facts
 
 # Writes out all that reaches the template; the second is taken for a template of parts.
 AS_TEXT = "{{ messages | tojson }}{{ tools | tojson }}"
@@ -61,14 +61,14 @@ def test_a_tool_result_in_parts_is_joined_by_one_space() -> None:
 
 def test_a_template_that_speaks_of_media_takes_parts() -> None:
     source = "{# no image #}" + AS_TEXT
-    assert sglang_content_form(source) == "openai"
-    assert read_template_facts(source).content_form == "string"
+    assert find_sglang_content_form(source) == "openai"
+    assert find_template_facts(source).content_form == "string"
 
 
 def test_a_loop_over_the_content_of_another_variable_is_not_seen() -> None:
     source = "{% for turn in messages %}{% for p in turn.content %}{{ p }}{% endfor %}{% endfor %}"
-    assert sglang_content_form(source) == "string"
-    assert read_template_facts(source).content_form == "openai"
+    assert find_sglang_content_form(source) == "string"
+    assert find_template_facts(source).content_form == "openai"
 
 
 def test_tools_keep_the_order_of_the_client_and_end_with_null() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.prompt.template_facts import read_template_facts, sglang_content_form
+from pipeline.prompt.template_facts import find_sglang_content_form, find_template_facts
 
 LOOP = "{% for m in messages %}BODY{% endfor %}"
 CONTENT_LOOP = "{% for p in m.content %}{{ p }}{% endfor %}"
 
 
 def form_of(source: str) -> str:
-    return read_template_facts(source).content_form
+    return find_template_facts(source).content_form
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_variables_are_those_that_the_template_takes_from_outside() -> None:
         "{% set own = 1 %}{{ own }}{% if enable_thinking is defined %}{{ colour }}{% endif %}"
         "{% for m in messages %}{{ m }}{% endfor %}{{ namespace() }}{% generation %}{{ last }}{% endgeneration %}"
     )
-    assert read_template_facts(source).variables == {
+    assert find_template_facts(source).variables == {
         "enable_thinking",
         "colour",
         "messages",
@@ -93,11 +93,11 @@ def test_variables_are_those_that_the_template_takes_from_outside() -> None:
     ],
 )
 def test_the_developer_role_counts_in_quotes_only(source: str, is_named: bool) -> None:
-    assert read_template_facts(source).names_developer is is_named
+    assert find_template_facts(source).names_developer is is_named
 
 
 @pytest.mark.parametrize("name", ["message", "msg", "m"])
 def test_sglang_looks_at_three_names(name: str) -> None:
     source = "{% for NAME in messages %}{% for p in NAME['content'] | list %}{{ p }}{% endfor %}{% endfor %}"
-    assert sglang_content_form(source.replace("NAME", name)) == "openai"
-    assert sglang_content_form(source.replace("NAME", "turn")) == "string"
+    assert find_sglang_content_form(source.replace("NAME", name)) == "openai"
+    assert find_sglang_content_form(source.replace("NAME", "turn")) == "string"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.answer.probe import probe_turns
-from pipeline.answer.turn_facts import TurnFacts
+from pipeline.answer.turn import TurnFacts
 from pipeline.prompt.chat_template import ChatTemplates
 from pipeline.prompt.plain import PlainDialect
 

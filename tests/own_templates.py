@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.answer.probe import probe_turns
-from pipeline.answer.turn_facts import TurnFacts
+from pipeline.answer.turn import TurnFacts
 from pipeline.prompt.chat_template import ChatTemplates
 from pipeline.prompt.plain import PlainDialect
 from pipeline.prompt.request import ChatRequest

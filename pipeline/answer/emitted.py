@@ -1,7 +1,7 @@
 """What the model must emit after a prompt: the text to encode, and the token that ends the turn.
 
 A text and a plain message are kept verbatim, behind the opening that the template writes before an
-answer (`pipeline.answer.opening`; most templates have none). A message with reasoning, tool
+answer (`Turn.frame`; most templates have none). A message with reasoning, tool
 calls or parts is rendered by the template (`pipeline.answer.message`).
 """
 
@@ -12,22 +12,17 @@ from typing import Final, Literal, NamedTuple
 
 from pipeline.answer.marks import MODEL_MARKS, foreign_pattern, has_stray_think_mark
 from pipeline.answer.message import RenderedMessage, render_message
-from pipeline.answer.opening import frame_answer
 from pipeline.answer.pieces import ReadMessage, read_message
-from pipeline.answer.think import (
-    DEFAULT_PAIR,
+from pipeline.answer.turn import (
     NO_BLOCK,
-    ThinkState,
+    Turn,
+    TurnFacts,
     drop_supplied,
     has_stray_mark,
-    read_think_state,
     spell_closing,
     without_empty_block,
 )
-from pipeline.answer.turn_facts import TurnFacts
 from pipeline.errors import Rejected, UsageError, excerpt_of
-from pipeline.prompt.chat_template import ChatTemplates
-from pipeline.prompt.request import ChatRequest, Dialect
 from pipeline.types import Message
 
 
@@ -77,29 +72,24 @@ class _Draft(NamedTuple):
 
 
 def build_continuation(
-    continuation: str | Message,
-    prompt: str,
-    request: ChatRequest,
-    dialect: Dialect,
-    templates: ChatTemplates,
-    facts: TurnFacts,
-    settings: ContinuationSettings,
+    continuation: str | Message, turn: Turn, settings: ContinuationSettings
 ) -> Continuation:
-    """Return what the model must emit after ``prompt``, the dialect's rendering of ``request``.
+    """Return what the model must emit as this ``turn`` to say ``continuation``.
 
     A text costs no render, a message one (two where the prompt is no prefix of it).
     Raises `Rejected`: ``empty_continuation``, ``no_end_of_turn``, ``control_tokens``,
     ``not_renderable``, ``wrong_type``, and what the dialect or the template refuses.
     """
-    adds_opening = settings.opening == "template" and bool(request.messages)
+    facts = turn.facts
+    adds_opening = settings.opening == "template" and bool(turn.request.messages)
     if adds_opening and facts.role_header:
         raise _lacks_header(facts.role_header)
     if isinstance(continuation, str):
-        if _stands_as_it_is(continuation, prompt, facts, settings):
+        if _stands_as_it_is(continuation, turn, settings):
             end = _expected_end(facts, settings)
             if not (adds_opening and facts.opening):
                 return Continuation(continuation, end, ())
-            opening, closing = frame_answer(continuation, NO_BLOCK, facts, is_message=False)
+            opening, closing = turn.frame(continuation, is_message=False)
             flags = _OPENED if opening else ()
             return Continuation(f"{opening}{continuation}{closing}", end, flags)
         draft = _draft_text(continuation, facts, settings)
@@ -109,9 +99,8 @@ def build_continuation(
         if message.is_plain:
             draft = _draft_text("".join(message.texts), facts, settings)._replace(is_message=True)
         else:
-            turn = render_message(message, prompt, request, dialect, templates, facts)
-            draft = _draft_turn(turn, message, facts, settings)
-    text, flags = _settle_think(draft, prompt, facts, settings, adds_opening=adds_opening)
+            draft = _draft_rendered(render_message(message, turn), message, facts, settings)
+    text, flags = _settle_think(draft, turn, settings, adds_opening=adds_opening)
     flags |= draft.flags | _mark_flags(draft.said, facts, settings)
     return Continuation(text, draft.end_of_turn, tuple(sorted(flags)))
 
@@ -145,15 +134,13 @@ def _named_end(settings: ContinuationSettings) -> str | None:
     return None if settings.end_of_turn == "none" else settings.end_of_turn
 
 
-def _stands_as_it_is(
-    text: str, prompt: str, facts: TurnFacts, settings: ContinuationSettings
-) -> bool:
+def _stands_as_it_is(text: str, turn: Turn, settings: ContinuationSettings) -> bool:
     """Say whether a text is its own continuation, as most are: no mark in it, no think block before it."""
-    pair = facts.think_pair or DEFAULT_PAIR
+    facts, pair = turn.facts, turn.think_pair
     return (
         (settings.end_of_turn == "none" or _expected_end(facts, settings) is not None)
         and not text.isspace()
-        and read_think_state(prompt, pair, facts.last_turn) is NO_BLOCK
+        and turn.think_state is NO_BLOCK
         and pair[0] not in text
         and pair[1] not in text
         and _is_plain(text, facts, settings)
@@ -215,19 +202,22 @@ def _is_plain(text: str, facts: TurnFacts, settings: ContinuationSettings) -> bo
     )
 
 
-def _draft_turn(
-    turn: RenderedMessage, message: ReadMessage, facts: TurnFacts, settings: ContinuationSettings
+def _draft_rendered(
+    rendered: RenderedMessage,
+    message: ReadMessage,
+    facts: TurnFacts,
+    settings: ContinuationSettings,
 ) -> _Draft:
     """Return a rendered message as a draft."""
-    end = turn.end_of_turn if settings.end_of_turn == "auto" else _named_end(settings)
+    end = rendered.end_of_turn if settings.end_of_turn == "auto" else _named_end(settings)
     if end is None and settings.end_of_turn != "none":
         raise _no_end_of_turn(facts)
-    is_opened = bool(facts.opening) and turn.text.startswith(facts.opening)
+    is_opened = bool(facts.opening) and rendered.text.startswith(facts.opening)
     is_answer = not (message.calls or message.reasoning)
     return _Draft(
-        turn.text,
+        rendered.text,
         end,
-        frozenset((*turn.flags, *(_OPENED if is_opened and is_answer else ()))),
+        frozenset((*rendered.flags, *(_OPENED if is_opened and is_answer else ()))),
         said=(*message.texts, message.reasoning),
         is_rendered=True,
         has_reasoning=bool(message.reasoning),
@@ -274,16 +264,10 @@ def _mark_flags(
 
 
 def _settle_think(
-    draft: _Draft,
-    prompt: str,
-    facts: TurnFacts,
-    settings: ContinuationSettings,
-    *,
-    adds_opening: bool,
+    draft: _Draft, turn: Turn, settings: ContinuationSettings, *, adds_opening: bool
 ) -> tuple[str, frozenset[str]]:
     """Return the text as it goes on from the prompt's end, with the flags of what was added to it."""
-    pair = facts.think_pair or DEFAULT_PAIR
-    state = read_think_state(prompt, pair, facts.last_turn)
+    facts, pair, state = turn.facts, turn.think_pair, turn.think_state
     text = drop_supplied(draft.text, state, pair)
     if not text or (pair[1] in text and not without_empty_block(text, pair).strip()):
         raise Rejected(
@@ -299,7 +283,7 @@ def _settle_think(
         else has_stray_mark(text, state, pair)
     )
     stray = frozenset({"think_in_text"} if is_stray else ())
-    opening, closing = _find_frame(draft, text, state, facts) if adds_opening else ("", "")
+    opening, closing = _find_frame(draft, text, turn) if adds_opening else ("", "")
     opened = frozenset(_OPENED if opening else ())
     closes = pair[1] in text
     if state.kind != "open" or (closes and not draft.is_rendered) or draft.has_reasoning:
@@ -319,9 +303,10 @@ def _settle_think(
     return f"{end}{opening}{text}{closing}", stray | opened | {"think_closed"}
 
 
-def _find_frame(draft: _Draft, text: str, state: ThinkState, facts: TurnFacts) -> tuple[str, str]:
+def _find_frame(draft: _Draft, text: str, turn: Turn) -> tuple[str, str]:
     """Return what goes before and after the text; a rendering has it but for what no template writes."""
     if not draft.is_rendered:
-        return frame_answer(text, state, facts, is_message=draft.is_message)
-    is_bare = facts.opening_is_spelt and state.kind == "none" and not draft.has_reasoning
+        return turn.frame(text, is_message=draft.is_message)
+    facts = turn.facts
+    is_bare = facts.opening_is_spelt and turn.think_state.kind == "none" and not draft.has_reasoning
     return (facts.opening if is_bare else ""), ""

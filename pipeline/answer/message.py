@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
+from pipeline.answer.calls import is_read_back
 from pipeline.answer.pieces import (
     ReadMessage,
     function_of,
@@ -21,15 +22,10 @@ from pipeline.answer.pieces import (
     parse_arguments,
     texts_in,
 )
-from pipeline.answer.read_back import is_read_back
 from pipeline.answer.refusals import explain_refusal
 from pipeline.answer.seam import Seam, common_length, find_seam
-from pipeline.answer.think import DEFAULT_PAIR, read_think_state
-from pipeline.answer.turn_facts import TurnFacts, find_end
+from pipeline.answer.turn import Turn, TurnFacts, find_end
 from pipeline.errors import Rejected, excerpt_of
-from pipeline.prompt.chat_template import ChatTemplates
-from pipeline.prompt.request import ChatRequest, Dialect
-from pipeline.types import Message
 
 # An answer that no context says, to see where the context ends in a rendering.
 _NEUTRAL_ANSWER = "Quagga is the last."
@@ -44,24 +40,17 @@ class RenderedMessage:
     flags: tuple[str, ...]
 
 
-def render_message(
-    message: ReadMessage,
-    prompt: str,
-    request: ChatRequest,
-    dialect: Dialect,
-    templates: ChatTemplates,
-    facts: TurnFacts,
-) -> RenderedMessage:
-    """Return what the model must emit to say ``message`` after ``prompt``.
+def render_message(message: ReadMessage, turn: Turn) -> RenderedMessage:
+    """Return what the model must emit to say ``message`` as this ``turn``.
 
     Raises `Rejected`: ``control_tokens`` where a text of the message holds an end of turn or a turn
     header, ``not_renderable`` where the template does not write the message as one turn after the
     prompt, and what the dialect or the template refuses.
     """
-    if not request.messages:
+    if not turn.request.messages:
         raise _not_renderable("a message with more than text needs messages as its context")
     for text in (*message.texts, message.reasoning):
-        stray = facts.forbidden.search(text)
+        stray = turn.facts.forbidden.search(text)
         if stray is not None:
             raise Rejected(
                 "control_tokens",
@@ -71,12 +60,12 @@ def render_message(
     first_refusal: Rejected | None = None
     for spelling in _spellings_of(message):
         try:
-            return _render_spelling(spelling, prompt, request, dialect, templates, facts)
+            return _render_spelling(spelling, turn)
         except Rejected as error:
             first_refusal = first_refusal or error
     assert first_refusal is not None
-    said = _with_message(request, message.message)
-    raise explain_refusal(first_refusal, said, dialect, templates)
+    said = turn.request_with(message.message)
+    raise explain_refusal(first_refusal, said, turn.dialect, turn.templates)
 
 
 def _spellings_of(message: ReadMessage) -> Iterator[ReadMessage]:
@@ -92,24 +81,18 @@ def _spellings_of(message: ReadMessage) -> Iterator[ReadMessage]:
         yield replace(message, message={**message.message, "content": None})
 
 
-def _render_spelling(
-    message: ReadMessage,
-    prompt: str,
-    request: ChatRequest,
-    dialect: Dialect,
-    templates: ChatTemplates,
-    facts: TurnFacts,
-) -> RenderedMessage:
-    rendering = dialect.render_turn(_with_message(request, message.message), templates)
-    rest, way = _find_follow(rendering.text, prompt, request, dialect, templates, facts)
+def _render_spelling(message: ReadMessage, turn: Turn) -> RenderedMessage:
+    facts = turn.facts
+    rendering = turn.render(message.message)
+    rest, way = _find_follow(rendering.text, turn)
     if not message.has_parts:
         rest = _unwrap_text(rest, message)
     flags = {*rendering.flags, *({"prompt_not_prefix"} if way != "prefix" else ())}
     if message.reasoning and not holds(rest, message.reasoning):
-        rest = _think_first(message.reasoning, rest, prompt, facts)
+        rest = _think_first(message.reasoning, rest, turn)
         flags.add("prompt_not_prefix")
     elif message.reasoning:
-        _refuse_thought_after_close(prompt, facts)
+        _refuse_thought_after_close(turn)
     text, end = _cut_at_end(rest, message, facts)
     printed = _find_python(text, message)
     if printed is not None:
@@ -117,15 +100,11 @@ def _render_spelling(
             f"the template prints {excerpt_of(printed)}, which is Python and no text of a model",
             text,
         )
-    if message.calls and not is_read_back(message, text, facts.call_form, request.tools):
+    if message.calls and not is_read_back(message, text, facts.call_form, turn.request.tools):
         flags.add("call_not_read_back")
     if facts.forbidden.search(text):
         raise _not_renderable("the template spreads the message over several turns", text)
     return RenderedMessage(text, end, tuple(sorted(flags)))
-
-
-def _with_message(request: ChatRequest, message: Message) -> ChatRequest:
-    return replace(request, messages=[*request.messages, message])
 
 
 def _not_renderable(reason: str, found: object = "") -> Rejected:
@@ -136,14 +115,7 @@ def _not_renderable(reason: str, found: object = "") -> Rejected:
     )
 
 
-def _find_follow(
-    full: str,
-    prompt: str,
-    request: ChatRequest,
-    dialect: Dialect,
-    templates: ChatTemplates,
-    facts: TurnFacts,
-) -> tuple[str, str]:
+def _find_follow(full: str, turn: Turn) -> tuple[str, str]:
     """Return what follows the prompt in ``full``, and by which way it was found.
 
     ``prefix``, ``white_space``, ``think``: see `Seam`. ``moved_context``: the template writes the
@@ -151,15 +123,15 @@ def _find_follow(
     thought). Then the end of the context's last text is looked for, where a rendering with a neutral
     answer has it too, and what the prompt writes after that text must lead into the turn.
     """
+    prompt, facts = turn.prompt, turn.facts
     seam = find_seam(prompt, full, facts.control, facts.think_pair)
     if seam is not None:
         return _follow(full, seam, facts), seam.way
-    neutral = {"role": "assistant", "content": _NEUTRAL_ANSWER}
-    other = dialect.render_turn(_with_message(request, neutral), templates).text
+    other = turn.render({"role": "assistant", "content": _NEUTRAL_ANSWER}).text
     last = next(
         (
             text
-            for message in reversed(request.messages)
+            for message in reversed(turn.request.messages)
             for text in texts_in(message.get("content"))
         ),
         "",
@@ -167,10 +139,10 @@ def _find_follow(
     in_prompt, in_full = prompt.rfind(last), other.rfind(last)
     end = in_full + len(last)
     if last and in_prompt >= 0 and in_full >= 0 and end <= common_length(other, full):
-        header, turn = prompt[in_prompt + len(last) :], full[end:]
-        seam = find_seam(header, turn, facts.control, facts.think_pair)
+        header, rest = prompt[in_prompt + len(last) :], full[end:]
+        seam = find_seam(header, rest, facts.control, facts.think_pair)
         if seam is not None:
-            return _follow(turn, seam, facts), "moved_context"
+            return _follow(rest, seam, facts), "moved_context"
     at = common_length(prompt, full)
     raise _not_renderable(
         "the prompt is no prefix of the template's rendering with the message: where the prompt has "
@@ -187,20 +159,18 @@ def _follow(full: str, seam: Seam, facts: TurnFacts) -> str:
     return rest
 
 
-def _think_first(reasoning: str, rest: str, prompt: str, facts: TurnFacts) -> str:
+def _think_first(reasoning: str, rest: str, turn: Turn) -> str:
     """Return the turn with the reasoning that the template dropped, in its own think marks."""
-    pair = facts.think_pair
+    pair = turn.facts.think_pair
     if pair is None:
         raise _not_renderable("the template drops the reasoning and has no think marks", reasoning)
-    _refuse_thought_after_close(prompt, facts)
-    is_open = read_think_state(prompt, pair, facts.last_turn).kind == "open"
-    opening = "" if is_open else f"{pair[0]}\n"
-    return f"{opening}{reasoning}{facts.think_closing}{rest.lstrip()}"
+    _refuse_thought_after_close(turn)
+    opening = "" if turn.think_state.kind == "open" else f"{pair[0]}\n"
+    return f"{opening}{reasoning}{turn.facts.think_closing}{rest.lstrip()}"
 
 
-def _refuse_thought_after_close(prompt: str, facts: TurnFacts) -> None:
-    pair = facts.think_pair or DEFAULT_PAIR
-    if read_think_state(prompt, pair, facts.last_turn).kind == "closed":
+def _refuse_thought_after_close(turn: Turn) -> None:
+    if turn.think_state.kind == "closed":
         raise _not_renderable(
             "the message has reasoning, but the generation prompt has already closed the think block "
             "(chat_template_kwargs may switch thinking on)"

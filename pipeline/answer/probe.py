@@ -7,15 +7,14 @@ evidence, so a fact is true of the text that a server would see, its rewriting i
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from pipeline.answer.call_form import read_call_form
+from pipeline.answer.calls import read_call_form
 from pipeline.answer.marks import THINK_MARKS, control_pattern
-from pipeline.answer.openings import read_openings, spell_empty_block
-from pipeline.answer.role_header import find_role_header
+from pipeline.answer.opening import find_role_header, read_openings, spell_empty_block
 from pipeline.answer.seam import find_seam
 from pipeline.answer.stage import (
     ANSWER,
@@ -35,12 +34,15 @@ from pipeline.answer.stage import (
     text_before,
     text_between,
 )
-from pipeline.answer.think import (
+from pipeline.answer.turn import (
     DEFAULT_PAIR,
+    NO_BLOCK,
     ThinkState,
+    TurnFacts,
+    closes_frame,
+    find_end,
     read_think_state,
 )
-from pipeline.answer.turn_facts import TurnFacts, closes_frame, find_end
 from pipeline.errors import excerpt_of
 from pipeline.prompt.chat_template import ChatTemplates
 from pipeline.prompt.request import Dialect
@@ -72,7 +74,7 @@ def probe_turns(
             evidence="the tokenizer has no chat template", stop_tokens=stops, control_tokens=tokens
         )
     template = templates.for_request(has_tools)
-    specials = tuple(_texts_in(template.special_tokens.values()))
+    specials = tuple(template.special_tokens.values())
     control = control_pattern(tokens, specials)
     stage = find_stage(dialect, templates, kwargs, has_tools=has_tools)
     if isinstance(stage, str):
@@ -80,11 +82,6 @@ def probe_turns(
     else:
         facts = _Probe(stage, control, stops).facts(tokens)
     return replace(facts, special_tokens=specials)
-
-
-def _texts_in(values: Collection[object]) -> Iterator[str]:
-    """Yield the texts among special tokens; some tokenizers name lists of them."""
-    return (value for value in values if isinstance(value, str))
 
 
 class _Probe:
@@ -286,7 +283,7 @@ class _Probe:
 
     def _think_state(self, pair: tuple[str, str] | None) -> ThinkState:
         if pair is None:
-            return ThinkState("none")
+            return NO_BLOCK
         return read_think_state(text_after(self._prompt, USER), pair, re.compile("(?!)"))
 
     def _find_think_pair(self) -> tuple[str, str] | None:

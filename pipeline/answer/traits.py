@@ -30,7 +30,7 @@ from pipeline.answer.stage import (
     fix_clock,
 )
 from pipeline.answer.trait_meanings import MEANINGS
-from pipeline.answer.turn_facts import TurnFacts
+from pipeline.answer.turn import TurnFacts
 from pipeline.errors import Rejected, excerpt_of
 from pipeline.prompt.chat_template import ChatTemplates
 from pipeline.prompt.request import Dialect

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pipeline.answer.emitted import ContinuationSettings, build_continuation
 from pipeline.answer.probe import probe_turns
-from pipeline.answer.turn_facts import TurnFacts
+from pipeline.answer.turn import Turn, TurnFacts
 from pipeline.config import RowSettings
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples.decisions import DecisionPoint
@@ -188,11 +188,7 @@ class RowBuilder:
                 return _Answer("", None, ("sampled_ids",), ids)
             text, end_of_turn, flags = build_continuation(
                 point.continuation,
-                context.prompt.text,
-                context.request,
-                self.dialect,
-                self.templates,
-                facts,
+                Turn(context.prompt.text, context.request, self.dialect, self.templates, facts),
                 self._settings,
             )
             return _Answer(text, self._find_end_id(end_of_turn), flags)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.answer.traits import Trait, probe_template, report_refusal
-from pipeline.answer.turn_facts import TurnFacts
+from pipeline.answer.turn import TurnFacts
 from pipeline.config import RowSettings
 from pipeline.errors import excerpt_of
 from pipeline.prompt.bounded import BOUNDED_RUNS, OverLimit

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.answer import emitted
 from pipeline.answer.emitted import Continuation, ContinuationSettings, build_continuation
 from pipeline.answer.probe import probe_turns
+from pipeline.answer.turn import Turn
 from pipeline.errors import Rejected, UsageError
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
 from pipeline.prompt.dialects import load_dialect
@@ -43,11 +44,13 @@ def continue_with(
     kwargs = kwargs or {}
     return build_continuation(
         continuation,
-        prompt_of(source, messages, **kwargs) if prompt is None else prompt,
-        ChatRequest(messages, None, kwargs),
-        DIALECT,
-        templates_of(source),
-        facts_of(source, *stops, **kwargs),
+        Turn(
+            prompt_of(source, messages, **kwargs) if prompt is None else prompt,
+            ChatRequest(messages, None, kwargs),
+            DIALECT,
+            templates_of(source),
+            facts_of(source, *stops, **kwargs),
+        ),
         ContinuationSettings(**settings),
     )
 
@@ -749,9 +752,8 @@ def flags_of_call(source: str, **arguments: Any) -> tuple[str, ...]:
     request = ChatRequest([USER], [TOOL])
     prompt = DIALECT.render_prompt(request, templates_of(source)).text
     settings = ContinuationSettings()
-    return build_continuation(
-        call_of(**arguments), prompt, request, DIALECT, templates_of(source), facts, settings
-    ).flags
+    turn = Turn(prompt, request, DIALECT, templates_of(source), facts)
+    return build_continuation(call_of(**arguments), turn, settings).flags
 
 
 LOST = ("call_not_read_back",)
@@ -868,15 +870,9 @@ class Served:
             self.stops,
             has_tools=bool(tools),
         )
-        return build_continuation(
-            continuation,
-            self.dialect.render_prompt(request, self.templates).text,
-            request,
-            self.dialect,
-            self.templates,
-            facts,
-            settings,
-        )
+        prompt = self.dialect.render_prompt(request, self.templates).text
+        turn = Turn(prompt, request, self.dialect, self.templates, facts)
+        return build_continuation(continuation, turn, settings)
 
 
 def _asset_template(name: str) -> ChatTemplates:
@@ -931,7 +927,8 @@ def test_an_answer_without_reasoning_is_never_trained_as_thought(name: str) -> N
 
     def build(text: str) -> Continuation:
         request = ChatRequest([USER])
-        return build_continuation(text, prompt, request, DIALECT, templates, facts, settings)
+        turn = Turn(prompt, request, DIALECT, templates, facts)
+        return build_continuation(text, turn, settings)
 
     closing, flags = CLOSED_BY[name]
     answer = build("Left.")

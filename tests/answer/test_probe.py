@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.answer.probe import probe_turns
-from pipeline.answer.turn_facts import TurnFacts, closes_frame, find_end
+from pipeline.answer.turn import TurnFacts, closes_frame, find_end
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
 from pipeline.prompt.dialects import load_dialect
 from pipeline.tokens.encoder import TextEncoder

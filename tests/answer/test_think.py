@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.answer import think
-from pipeline.answer.think import (
+from pipeline.answer import turn as think
+from pipeline.answer.turn import (
     ThinkState,
     drop_supplied,
     has_stray_mark,

@@ -44,7 +44,7 @@ def test_the_library_face_has_examples() -> None:
         "pipeline.rows.example_tokenizer.ExampleTokenizer",
         "pipeline.config.config_from_mapping",
         "pipeline.tokens.encoder.TextEncoder",
-        "pipeline.rows.boundary.fit_context",
+        "pipeline.rows.lengths.fit_context",
     } <= named
 
 

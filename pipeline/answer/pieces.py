@@ -254,15 +254,20 @@ def parse_arguments(arguments: object) -> object:
 
 def leaves_of(value: object) -> Iterator[str]:
     """Yield the keys and the texts of tool arguments; numbers are spelt in too many ways to look for."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
+    return (leaf for leaf in values_of(value) if isinstance(leaf, str))
+
+
+def values_of(value: object) -> Iterator[object]:
+    """Yield the keys of tool arguments, and their values but objects and lists, which are gone through."""
+    if isinstance(value, Mapping):
         for key, item in cast("Mapping[object, object]", value).items():
             yield str(key)
-            yield from leaves_of(item)
-    elif isinstance(value, Sequence):
+            yield from values_of(item)
+    elif isinstance(value, list | tuple):
         for item in cast("Sequence[object]", value):
-            yield from leaves_of(item)
+            yield from values_of(item)
+    else:
+        yield value
 
 
 def holds(text: str, piece: str) -> bool:

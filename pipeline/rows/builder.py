@@ -22,18 +22,16 @@ from pipeline.prompt.bounded import BOUNDED_RUNS, OverLimit
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
 from pipeline.prompt.dialects import load_dialect
 from pipeline.prompt.request import ChatRequest, Dialect, Rendering
-from pipeline.rows.boundary import (
+from pipeline.rows.context import Context, ContextBuilder
+from pipeline.rows.lengths import fit_context, fit_continuation
+from pipeline.rows.sampled import check_continuation_ids
+from pipeline.rows.table import (
     BoundedRow,
     FittedContext,
-    FittedRow,
     LengthPolicy,
     close_continuations,
-    fit_context,
-    fit_continuation,
-    join_rows,
+    join_row,
 )
-from pipeline.rows.context import Context, ContextBuilder
-from pipeline.rows.sampled import check_continuation_ids
 from pipeline.tokens.encoder import TextEncoder
 from pipeline.tokens.files import read_model_type, read_position_limit, read_stop_ids
 from pipeline.tokens.ids import Ids
@@ -152,18 +150,17 @@ class RowBuilder:
         encoded = self.encoder.encode_continuations(texts)
         decoded = self.encoder.decode_after_context(encoded)
         closed = close_continuations(encoded, ends)
-        fitted: list[FittedRow | Rejected] = []
+        rows: list[BoundedRow | Rejected] = []
         for context, answer, ids, text in zip(contexts, answers, closed, decoded, strict=True):
             BOUNDED_RUNS.begin_point()
             try:
                 if isinstance(answer, Rejected):
                     raise answer
                 assert isinstance(context, Context), "an answer is built on a context alone"
-                fitted.append(self._fit(context, answer, ids, text, policy))
+                rows.append(self._fit(context, answer, ids, text, policy))
             except Rejected as error:
-                fitted.append(error.without_frames())
-        rows = iter(join_rows([row for row in fitted if isinstance(row, FittedRow)]))
-        return [next(rows) if isinstance(row, FittedRow) else row for row in fitted]
+                rows.append(error.without_frames())
+        return rows
 
     def render_context(self, point: DecisionPoint) -> tuple[ChatRequest, Rendering]:
         """Return the request of a point and its prompt. See `ContextBuilder.render`."""
@@ -197,10 +194,11 @@ class RowBuilder:
 
     def _fit(
         self, context: Context, answer: _Answer, ids: Ids, decoded: str, policy: LengthPolicy
-    ) -> FittedRow:
-        """Return a context and its answer within the length; ``ids`` are proven to be the answer's.
+    ) -> BoundedRow:
+        """Return the row of a context and its answer, within the length.
 
-        Ids that a server sampled were checked already, and their end of turn is among them.
+        ``ids`` are proven to be the answer's. Ids that a server sampled were checked
+        already, and their end of turn is among them.
         """
         proof: tuple[str, ...] = ()
         if answer.sampled is not None:
@@ -209,7 +207,7 @@ class RowBuilder:
             proof = self._explain_difference(answer, ids, decoded)
         flags = context.flags + answer.flags + proof
         if policy.takes(len(context.ids), len(ids)):
-            return FittedRow(FittedContext(context.ids), ids, flags)
+            return join_row(FittedContext(context.ids), ids, flags)
         ids, cut = fit_continuation(ids, len(context.ids), policy)
         fitted = fit_context(
             context.ids,
@@ -219,7 +217,7 @@ class RowBuilder:
             messages=context.request.messages,
             encode=partial(self.contexts.encode_messages, context.request),
         )
-        return FittedRow(fitted, ids, flags + cut)
+        return join_row(fitted, ids, flags + cut)
 
     def _explain_difference(self, answer: _Answer, ids: Ids, decoded: str) -> tuple[str, ...]:
         """Return the flag of ids that decode to another text for a good reason, or refuse them."""

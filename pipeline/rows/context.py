@@ -19,8 +19,8 @@ from pipeline.examples.foreign_messages import check_roles, knows_roles, refuse_
 from pipeline.prompt.bounded import BOUNDED_RUNS
 from pipeline.prompt.chat_template import ChatTemplates
 from pipeline.prompt.request import ChatRequest, Dialect, Rendering, SharedWork
-from pipeline.rows.sampled import check_context_ids
-from pipeline.rows.served_prompt import (
+from pipeline.rows.sampled import (
+    check_context_ids,
     check_served_prompt,
     check_served_text,
     find_header,

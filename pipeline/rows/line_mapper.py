@@ -21,10 +21,9 @@ from pipeline.examples.example import TrainingExample, read_id
 from pipeline.examples.line_parser import LineParser
 from pipeline.examples.shapes import read_row
 from pipeline.lines.text import SourceLine
-from pipeline.rows.boundary import BoundedRow
 from pipeline.rows.builder import RowBuilder
 from pipeline.rows.shape_counts import ShapeCounts
-from pipeline.rows.table import Provenance, build_table, digest_rows
+from pipeline.rows.table import BoundedRow, Provenance, build_table, digest_rows
 from pipeline.types import NUMERIC_COLUMNS, REJECTED, Reject
 
 _ID_LENGTH: Final = 32

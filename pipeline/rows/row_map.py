@@ -61,8 +61,8 @@ class RowMap:
     ``text``, or keys of any shape that a file may have; the answer is of its kind, and `Dataset.map`
     gets a table, which keeps the types. ``features`` is what comes back. The object pickles small: a
     process that gets it loads the tokenizer when it first needs it. What it pickles to, by which
-    `datasets` caches, holds the hash of the tokenizer's files, the template, the server's rules, the
-    settings and the versions.
+    `datasets` caches, holds ``key``, the hash (hex) of all that determines a row but the input: the
+    tokenizer's files, the template, the server's rules, the settings and the versions.
 
     Raises `UsageError` for a setting or a tokenizer that is wrong.
 
@@ -93,12 +93,8 @@ class RowMap:
         self.settings: RowSettings = settings
         self.on_reject: OnReject = on_reject
         self.row_seal: dict[str, Any] = make_row_seal(settings)
+        self.key: str = hash_json(self.row_seal)
         self.shapes = ShapeCounts()
-
-    @property
-    def key(self) -> str:
-        """Hash (hex) of all that determines a row but the input."""
-        return hash_json(self.row_seal)
 
     @property
     def features(self) -> datasets.Features:

@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
 from pipeline.answer.marks import THINK_MARKS
+from pipeline.answer.pieces import values_of
 from pipeline.errors import Rejected
 
 _HEAD: Final = 48  # characters by which a text is looked for before it is compared whole
 _NEAR: Final = 2_000
 _THINK_CLOSES: Final = tuple(close for _, close in THINK_MARKS)
 _TEXT_KEYS: Final = ("text", "refusal", "content", "value")
-
-
 _FEW: Final = 6  # messages of a context that costs less to read again than to remember
 
 
@@ -337,16 +336,4 @@ def read_call_values(calls: Sequence[Any]) -> Iterator[object]:
             except (ValueError, RecursionError):
                 continue
         if arguments is not None:
-            yield from _leaves_of(arguments)
-
-
-def _leaves_of(value: object) -> Iterator[object]:
-    if isinstance(value, Mapping):
-        for key, item in cast("Mapping[object, object]", value).items():
-            yield str(key)
-            yield from _leaves_of(item)
-    elif isinstance(value, list):
-        for item in cast("list[object]", value):
-            yield from _leaves_of(item)
-    else:
-        yield value
+            yield from values_of(arguments)

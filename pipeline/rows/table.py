@@ -1,10 +1,16 @@
-"""Bounded rows to an Arrow table, and the canonical bytes that the content digest sums over."""
+"""Context ids and continuation ids become rows: the boundary, one Arrow table, and the bytes that the
+content digest sums over.
+
+The boundary is known by construction (the context's length), never searched for, and labels come
+from lengths, never from comparing ids with pad or end-of-sequence tokens.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -12,12 +18,73 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.rows.boundary import BoundedRow
+from pipeline.tokens.ids import EncodedBatch, Ids
 from pipeline.types import IGNORE_LABEL, NUMERIC_COLUMNS, ROW_SCHEMA, TOKEN_COLUMNS
 
 DIGEST_MODULUS = 1 << 256
 _SIZE: Final = struct.Struct("<q")
 _NO_IDS: Final = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPolicy:
+    """What may happen to a row that is longer than ``max_len`` tokens.
+
+    ``overlong`` is for contexts (``drop_turns``, ``cut_left``, ``reject``), ``overlong_last_turn``
+    for one that is too long without its droppable turns (``cut_left``, ``reject``),
+    ``overlong_continuation`` for continuations (``reject``, ``cut_right``) that exceed
+    ``max_continuation`` tokens or leave less than ``min_context`` tokens for the context.
+    """
+
+    max_len: int
+    overlong: str = "drop_turns"
+    overlong_last_turn: str = "cut_left"
+    overlong_continuation: str = "reject"
+    min_context: int = 1
+    max_continuation: int | None = None
+    bos_id: int | None = None
+
+    def limit_continuation(self, context_len: int) -> int:
+        """Return the most tokens of a continuation, its end of turn included.
+
+        A context shorter than ``min_context`` tokens is whole, so it needs no more than itself.
+        """
+        room = self.max_len - min(self.min_context, context_len)
+        return room if self.max_continuation is None else min(room, self.max_continuation)
+
+    def takes(self, context_len: int, continuation_len: int) -> bool:
+        """Say whether a context and a continuation of this many tokens fit as they are."""
+        fits = 0 < context_len <= self.max_len - continuation_len
+        return fits and (self.max_continuation is None or continuation_len <= self.max_continuation)
+
+
+class FittedContext(NamedTuple):
+    """A context that fits: its ids, the tokens removed from it, and the flags that say so."""
+
+    ids: Ids
+    dropped_tokens: int = 0
+    dropped_messages: int = 0
+    flags: tuple[str, ...] = ()
+
+
+class BoundedRow(NamedTuple):
+    """One row of tokens: ``input_ids`` int32 [total_len], of which ``context_len`` are context."""
+
+    input_ids: Ids
+    context_len: int
+    dropped_tokens: int
+    dropped_messages: int
+    flags: tuple[str, ...]
+
+    @property
+    def total_len(self) -> int:
+        """Length of the row in tokens."""
+        return len(self.input_ids)
+
+    @property
+    def context_hash(self) -> str:
+        """See `hash_context`."""
+        return hash_context(self.input_ids[: self.context_len])
 
 
 class Provenance(NamedTuple):
@@ -33,40 +100,77 @@ class Provenance(NamedTuple):
     weight: float
 
 
+def hash_context(context_ids: Ids) -> str:
+    """Return the first 16 bytes, in hex, of sha256 over the ids as little-endian int32.
+
+    Rows with equal hashes have equal contexts, which a trainer may run once.
+    """
+    return hashlib.sha256(np.ascontiguousarray(context_ids, "<i4").data).hexdigest()[:32]
+
+
+def close_continuations(batch: EncodedBatch, end_ids: Sequence[int | None]) -> list[Ids]:
+    """Return the ids of each text, the one token that ends its turn behind them where it has one.
+
+    >>> batch = EncodedBatch(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
+    >>> [ids.tolist() for ids in close_continuations(batch, [9, None])]
+    [[5, 6, 9], [7]]
+    """
+    has_end = np.array([id_ is not None for id_ in end_ids], np.bool_)
+    ends = np.array([id_ for id_ in end_ids if id_ is not None], np.int32)
+    flat = np.insert(batch.flat, batch.offsets[1:][has_end], ends)
+    offsets = batch.offsets.copy()
+    offsets[1:] += np.cumsum(has_end)
+    return [*EncodedBatch(flat, offsets)]
+
+
+def join_row(context: FittedContext, continuation_ids: Ids, flags: tuple[str, ...]) -> BoundedRow:
+    """Return the row of a context and its continuation; ``flags`` are those of both but the cut's."""
+    flags += context.flags
+    return BoundedRow(
+        np.concatenate([context.ids, continuation_ids]),
+        len(context.ids),
+        context.dropped_tokens,
+        context.dropped_messages,
+        tuple(sorted({*flags})) if flags else (),
+    )
+
+
 def build_table(rows: Sequence[BoundedRow], provenance: Sequence[Provenance]) -> pa.Table:
     """Return the rows as a table of `ROW_SCHEMA`, token columns made from flat buffers."""
-    lengths = np.array([row.total_len for row in rows], np.int32)
+    ids, context_lens, dropped_tokens, dropped_messages, flags = _columns_of(rows, BoundedRow)
+    lengths = np.fromiter(map(len, ids), np.int32, len(rows))
     offsets = np.zeros(len(rows) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    flat = np.concatenate([_NO_IDS, *(row.input_ids for row in rows)])
+    flat = np.concatenate([_NO_IDS, *ids])
     # Labels come from lengths and from nothing else.
     labels = flat.copy()
-    for row, start in zip(rows, offsets.tolist(), strict=False):
-        labels[start : start + row.context_len] = IGNORE_LABEL
+    hashes: list[str] = []
+    for start, context_len in zip(offsets.tolist(), context_lens, strict=False):
+        labels[start : start + context_len] = IGNORE_LABEL
+        hashes.append(hash_context(flat[start : start + context_len]))
     columns: dict[str, Any] = {
         "input_ids": pa.ListArray.from_arrays(offsets, flat),
         "labels": pa.ListArray.from_arrays(offsets, labels),
         "attention_mask": pa.ListArray.from_arrays(offsets, np.ones(len(flat), np.int8)),
-        "context_len": [row.context_len for row in rows],
+        "context_len": context_lens,
         "total_len": lengths,
-        "context_hash": [row.context_hash for row in rows],
-        "dropped_tokens": [row.dropped_tokens for row in rows],
-        "dropped_messages": [row.dropped_messages for row in rows],
-        "flags": [row.flags for row in rows],
-        "id": [item.id for item in provenance],
-        "conversation": [item.conversation for item in provenance],
-        "source": [item.source for item in provenance],
-        "decision_idx": [item.decision_idx for item in provenance],
-        "preference": [item.preference for item in provenance],
-        "reason": [item.reason for item in provenance],
-        "memories": [item.memories for item in provenance],
-        "weight": [item.weight for item in provenance],
+        "context_hash": hashes,
+        "dropped_tokens": dropped_tokens,
+        "dropped_messages": dropped_messages,
+        "flags": flags,
     }
+    columns |= zip(Provenance._fields, _columns_of(provenance, Provenance), strict=True)
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, field.type)
         for field, column in ((field, columns[field.name]) for field in ROW_SCHEMA)
     ]
     return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
+
+
+def _columns_of(
+    rows: Sequence[BoundedRow | Provenance], kind: type[BoundedRow | Provenance]
+) -> Sequence[tuple[Any, ...]]:
+    return [*zip(*rows, strict=True)] if rows else [()] * len(kind._fields)
 
 
 def digest_rows(table: pa.Table, splits: Sequence[str]) -> list[bytes]:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import PrepareConfig, config_from_mapping
 from pipeline.errors import DataRefused, SealMismatch, UnreadableFile, UsageError, excerpt_of
-from pipeline.rows.boundary import hash_context
-from pipeline.rows.table import digest_rows, split_lists, sum_digests
+from pipeline.rows.table import digest_rows, hash_context, split_lists, sum_digests
 from pipeline.sets.damage import find_damage
 from pipeline.sets.manifest import MANIFEST, read_manifest
 from pipeline.sets.one_set import read_one_set

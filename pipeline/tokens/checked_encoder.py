@@ -23,7 +23,7 @@ from pipeline.tokens.backends import (
     stock_version,
 )
 from pipeline.tokens.ids import EncodedBatch, join_batches
-from pipeline.tokens.pieces import PieceEncoder, find_cut_tokens
+from pipeline.tokens.pieces import SHORTEST, PieceEncoder, find_cut_tokens
 from pipeline.tokens.probes import make_probes
 
 EncoderChoice = Literal["auto", "tokenizers", "fastokens"]
@@ -86,8 +86,8 @@ class CheckedEncoder:
         fast = self._fast if build and not build.is_done else self._finish_build()
         if fast is not None:
             return self._encode_fast(fast, texts, add_special_tokens)
-        if add_special_tokens:
-            return self._stock.encode(texts, add_special_tokens=True)
+        if add_special_tokens or max(map(len, texts), default=0) < SHORTEST:
+            return self._stock.encode(texts, add_special_tokens=add_special_tokens)
         if self._stock_pieces is None:
             # Not in front of fastokens, which encodes a text as fast as it is cut.
             cut_tokens = find_cut_tokens(self._backend)

@@ -26,7 +26,7 @@ _NORMALISERS: Final = {"NFC", "NFD", "NFKC", "NFKD", "Replace", "Lowercase"}
 _PRE_TOKENIZERS: Final = {"Split", "ByteLevel", "Digits", "Punctuation"}
 _POST_PROCESSORS: Final = {"ByteLevel", "TemplateProcessing"}
 
-_SHORTEST: Final = 2_000  # characters: cutting a shorter text costs what it saves
+SHORTEST: Final = 2_000  # characters: cutting a shorter text costs what it saves
 _BEGINNING: Final = 1_000  # characters: texts that share so many are taken to share more
 _BEGINNINGS: Final = 20_000  # how many beginnings are remembered
 _SAMPLE: Final = 8_000  # characters in which the token to cut at is looked for
@@ -78,7 +78,7 @@ class PieceEncoder:
         beginnings = {
             place: hash(text[:_BEGINNING])
             for place, text in enumerate(texts)
-            if len(text) >= _SHORTEST
+            if len(text) >= SHORTEST
         }
         met, repeated = self._beginnings, set[int]()
         for beginning in beginnings.values():

@@ -18,8 +18,8 @@ from pipeline.errors import Rejected
 from pipeline.examples.decisions import DecisionPoint, assign_split, find_decision_points
 from pipeline.examples.example import TrainingExample
 from pipeline.prompt.request import SharedWork
-from pipeline.rows.boundary import BoundedRow
 from pipeline.rows.builder import RowBuilder
+from pipeline.rows.table import BoundedRow
 from tests.conftest import ROOT, write_lines
 
 ConfigMaker = Callable[..., PrepareConfig]

@@ -16,8 +16,8 @@ from pipeline.examples.decisions import find_decision_points
 from pipeline.examples.fields import read_continuation, read_messages
 from pipeline.examples.foreign_messages import check_roles
 from pipeline.examples.shapes import read_example
-from pipeline.rows.boundary import BoundedRow
 from pipeline.rows.builder import RowBuilder
+from pipeline.rows.table import BoundedRow
 from tests.conftest import ROOT
 from tests.own_templates import CHATML, PLAIN_TEXT
 

@@ -13,17 +13,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.errors import Rejected
-from pipeline.rows.boundary import (
+from pipeline.rows.lengths import cut_left, fit_context, fit_continuation
+from pipeline.rows.table import (
     BoundedRow,
     FittedContext,
-    FittedRow,
     LengthPolicy,
     close_continuations,
-    cut_left,
-    fit_context,
-    fit_continuation,
     hash_context,
-    join_rows,
+    join_row,
 )
 from pipeline.tokens.ids import EncodedBatch, Ids
 
@@ -163,7 +160,7 @@ def test_cutting_leaves_the_given_ids_as_they_were() -> None:
 
 @given(CONTEXTS, st.lists(st.integers(0, 9), max_size=20))
 def test_a_row_is_context_then_continuation(context: list[int], continuation: list[int]) -> None:
-    (row,) = join_rows([FittedRow(FittedContext(ids_of(*context)), ids_of(*continuation), ())])
+    row = join_row(FittedContext(ids_of(*context)), ids_of(*continuation), ())
     assert row.input_ids.tolist() == context + continuation
     assert row.input_ids.dtype == np.int32
     assert row.context_len == len(context)
@@ -173,7 +170,7 @@ def test_a_row_is_context_then_continuation(context: list[int], continuation: li
 def test_a_row_carries_what_was_dropped_and_each_flag_once_in_order() -> None:
     fitted = FittedContext(ids_of(1), 3, 2, ("truncated", "raw_cut"))
     flags = ("think_closed", "double_bos", "truncated", "double_bos")
-    (row,) = join_rows([FittedRow(fitted, ids_of(2), flags)])
+    row = join_row(fitted, ids_of(2), flags)
     assert row.flags == ("double_bos", "raw_cut", "think_closed", "truncated")
     assert (row.dropped_tokens, row.dropped_messages) == (3, 2)
 
@@ -189,7 +186,7 @@ def test_the_context_hash_is_half_a_sha256_of_little_endian_int32() -> None:
 
 def test_rows_of_one_context_share_its_hash_whatever_follows() -> None:
     context = FittedContext(ids_of(1, 2, 3))
-    rows = join_rows([FittedRow(context, ids_of(*tail), ()) for tail in [(4,), (5, 6), (3, 3)]])
+    rows = [join_row(context, ids_of(*tail), ()) for tail in [(4,), (5, 6), (3, 3)]]
     hashes = {row.context_hash for row in rows}
     assert hashes == {hash_context(ids_of(1, 2, 3))}
 

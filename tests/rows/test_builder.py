@@ -20,8 +20,8 @@ from pipeline.config import config_from_mapping
 from pipeline.errors import Rejected, UsageError
 from pipeline.examples.decisions import find_decision_points
 from pipeline.examples.example import TrainingExample, load_examples
-from pipeline.rows.boundary import BoundedRow
 from pipeline.rows.builder import RowBuilder
+from pipeline.rows.table import BoundedRow
 from pipeline.types import FLAGS, REJECT_CODES
 from tests.conftest import ROOT, require_shared
 

@@ -25,9 +25,9 @@ from pipeline.errors import Rejected
 from pipeline.examples.decisions import find_decision_points
 from pipeline.examples.example import TrainingExample
 from pipeline.prompt.request import ChatRequest
-from pipeline.rows.boundary import BoundedRow
 from pipeline.rows.builder import RowBuilder
-from pipeline.rows.turns import find_cuts, keep_from
+from pipeline.rows.lengths import find_cuts, keep_from
+from pipeline.rows.table import BoundedRow
 from pipeline.types import Message
 from tests import own_templates
 from tests.conftest import ROOT, require_shared

@@ -16,9 +16,9 @@ from pipeline.config import config_from_mapping
 from pipeline.errors import Rejected
 from pipeline.examples.decisions import find_decision_points
 from pipeline.examples.example import TrainingExample
-from pipeline.rows.boundary import BoundedRow
 from pipeline.rows.builder import RowBuilder
 from pipeline.rows.sampled import check_context_ids, check_continuation_ids
+from pipeline.rows.table import BoundedRow
 from pipeline.tokens.encoder import TextEncoder
 from tests.conftest import ROOT, require_shared
 

@@ -14,8 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.rows import table as row_table
-from pipeline.rows.boundary import BoundedRow, hash_context
-from pipeline.rows.table import DIGEST_MODULUS, Provenance, build_table, sum_digests
+from pipeline.rows.table import (
+    DIGEST_MODULUS,
+    BoundedRow,
+    Provenance,
+    build_table,
+    hash_context,
+    sum_digests,
+)
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Rejected
-from pipeline.rows.turns import (
+from pipeline.rows.lengths import (
     KeptTurns,
     cut_inside,
     drop_turns,

@@ -291,7 +291,7 @@ def test_a_row_of_other_content_changes_the_digest(folder: Path, change: dict[st
 
 
 def test_a_token_of_context_and_hash_changed_together_changes_the_digest(folder: Path) -> None:
-    from pipeline.rows.boundary import hash_context
+    from pipeline.rows.table import hash_context
 
     def change(row: dict[str, Any]) -> dict[str, Any]:
         import numpy as np

@@ -112,7 +112,7 @@ def test_pieces_give_the_ids_of_whole_texts(first: list[str], second: list[str])
     backend, cut_tokens = cutting()
     with pytest.MonkeyPatch.context() as patch:
         # Every text is cut, however short and alone.
-        patch.setattr(text_pieces, "_SHORTEST", 0)
+        patch.setattr(text_pieces, "SHORTEST", 0)
         patch.setattr(text_pieces, "_BEGINNING", 0)
         encode = Counter(backend)
         pieces = PieceEncoder(cut_tokens, encode)

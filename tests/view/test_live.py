@@ -22,8 +22,8 @@ from pipeline.examples.decisions import DecisionPoint
 from pipeline.examples.example import TrainingExample
 from pipeline.job.prepare import prepare
 from pipeline.prompt.request import ChatRequest
-from pipeline.rows.boundary import BoundedRow
 from pipeline.rows.builder import RowBuilder
+from pipeline.rows.table import BoundedRow
 from pipeline.sets.load import load
 from pipeline.view.likely_rule import LOGGED
 from pipeline.view.live import compare_with_server

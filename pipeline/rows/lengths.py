@@ -1,8 +1,8 @@
-"""``drop_turns``: whole oldest turns go until the rest, rendered again, fits.
+"""The length policies: a context or a continuation that is too long is shortened, or refused.
 
-System messages at the start and the last user turn stay; a tool call goes with its results; what
-is kept never begins with a tool's answer. The server would accept the result as a prompt, though
-it never served it.
+``drop_turns``: whole oldest turns go until the rest, rendered again, fits. System messages at the start
+and the last user turn stay; a tool call goes with its results; what is kept never begins with a tool's
+answer. The server would accept the result as a prompt, though it never served it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import Rejected
+from pipeline.rows.table import FittedContext, LengthPolicy
 from pipeline.tokens.ids import Ids
 from pipeline.types import Message
 
@@ -20,6 +21,110 @@ _PINNED_ROLES = ("system", "developer")
 
 EncodeMessages = Callable[[Sequence[Message]], Ids]
 """Messages to the ids of their prompt; raises `Rejected` where the server refuses them."""
+
+
+def fit_continuation(
+    ids: Ids, context_len: int, policy: LengthPolicy
+) -> tuple[Ids, tuple[str, ...]]:
+    """Return a continuation that fits, and its flags: cut from the right it has no end of turn.
+
+    ``context_len`` is that of the whole context. Raises `Rejected` (``continuation_too_long``)
+    where the policy says so.
+    """
+    limit = policy.limit_continuation(context_len)
+    if len(ids) <= limit:
+        return ids, ()
+    if policy.overlong_continuation == "cut_right" and limit >= 1:
+        return ids[:limit], ("continuation_cut",)
+    cause = "max_continuation" if limit == policy.max_continuation else "max_len"
+    raise Rejected(
+        "continuation_too_long",
+        f"continuation: {len(ids)} tokens, at most {limit} are left to it by {cause}; "
+        f"raise {cause}, or choose overlong_continuation: cut_right",
+    )
+
+
+def fit_context(
+    context_ids: Ids,
+    continuation_len: int,
+    policy: LengthPolicy,
+    *,
+    is_raw: bool,
+    messages: Sequence[Message] = (),
+    encode: EncodeMessages | None = None,
+) -> FittedContext:
+    """Return the context shortened to what ``policy`` leaves beside ``continuation_len`` tokens.
+
+    ``is_raw`` says that the context came as text, which can only be cut or rejected; else
+    ``messages`` and ``encode`` let turns be dropped. Raises `Rejected` (``too_long``,
+    ``empty_context``).
+
+    >>> policy = LengthPolicy(4, "cut_left", bos_id=0)
+    >>> fit_context(np.arange(5, dtype=np.int32), 2, policy, is_raw=False).ids
+    array([0, 4], dtype=int32)
+    """
+    if not len(context_ids):
+        raise Rejected("empty_context", "context: no token at all; expected at least one")
+    room = policy.max_len - continuation_len
+    if len(context_ids) <= room:
+        return FittedContext(context_ids)
+    if policy.overlong == "drop_turns" and not is_raw and encode is not None:
+        fitted = _drop_turns(context_ids, room, policy, messages, encode)
+    elif policy.overlong == "reject":
+        raise _too_long(
+            context_ids, continuation_len, policy, "choose overlong: drop_turns or cut_left"
+        )
+    else:
+        kept = cut_left(context_ids, room, policy.bos_id)
+        flags = ("truncated", "raw_cut" if is_raw else "turn_cut")
+        fitted = FittedContext(kept, len(context_ids) - len(kept), 0, flags)
+    if fitted is None:
+        raise _too_long(
+            context_ids, continuation_len, policy, "choose overlong_last_turn: cut_left"
+        )
+    if len(fitted.ids) < policy.min_context:
+        raise _too_long(context_ids, continuation_len, policy, "lower min_context")
+    return fitted
+
+
+def _drop_turns(
+    context_ids: Ids,
+    room: int,
+    policy: LengthPolicy,
+    messages: Sequence[Message],
+    encode: EncodeMessages,
+) -> FittedContext | None:
+    """Return the context without its oldest turns; None where even that is too long to keep whole."""
+    kept = drop_turns(messages, room, encode) or KeptTurns(context_ids, tuple(messages), 0)
+    ids, flags = kept.ids, ["truncated"]
+    if kept.dropped_messages:
+        flags.append("turns_dropped")
+    if len(ids) > room:
+        if policy.overlong_last_turn == "reject":
+            return None
+        head_len, tail_len = measure_ends(kept.messages, ids, encode)
+        inside = cut_inside(ids, head_len, tail_len, room)
+        ids = cut_left(ids, room, policy.bos_id) if inside is None else inside
+        flags.append("turn_cut")
+    dropped_tokens = len(context_ids) - len(ids)
+    return FittedContext(ids, dropped_tokens, kept.dropped_messages, tuple(flags))
+
+
+def _too_long(
+    context_ids: Ids, continuation_len: int, policy: LengthPolicy, remedy: str
+) -> Rejected:
+    return Rejected(
+        "too_long",
+        f"context {len(context_ids)} + continuation {continuation_len} tokens are over max_len "
+        f"{policy.max_len}; raise max_len, or {remedy}",
+    )
+
+
+def cut_left(context_ids: Ids, room: int, bos_id: int | None) -> Ids:
+    """Return the last ``room`` ids; a leading BOS stays, where another token can stay beside it."""
+    if bos_id is not None and context_ids[0] == bos_id and room >= 2:
+        return np.concatenate([context_ids[:1], context_ids[len(context_ids) - room + 1 :]])
+    return context_ids[len(context_ids) - room :]
 
 
 @dataclass(frozen=True, slots=True)

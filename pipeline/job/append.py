@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import DataRefused, SealMismatch, UsageError, excerpt_of
 from pipeline.job.duplicates import reject_replaced
-from pipeline.rows.shape_counts import ShapeCounts
+from pipeline.rows.line_mapper import ShapeCounts
 from pipeline.rows.table import DIGEST_MODULUS, digest_rows, sum_digests
 from pipeline.sets.counts import RowCounts, count_rows
 from pipeline.sets.load import check_files, open_splits

@@ -12,7 +12,7 @@ from pipeline.job.append import extend_seal
 from pipeline.job.assemble import Assembly, spell_examples, spell_rejects
 from pipeline.job.heap import give_back_free_memory
 from pipeline.rows.builder import RowBuilder
-from pipeline.rows.shape_counts import ShapeCounts
+from pipeline.rows.line_mapper import ShapeCounts
 from pipeline.sets.card import write_card
 from pipeline.sets.counts import describe_counts
 from pipeline.sets.figures import SetFigures

@@ -26,9 +26,9 @@ from pipeline.lines.dataset import BATCH_CHARACTERS, LINE_SCHEMA, batch_lines
 from pipeline.lines.plan import SourceShard
 from pipeline.lines.tables import open_piece
 from pipeline.lines.text import PieceRecord, SourceLine
+from pipeline.rows.line_mapper import ShapeCounts
 from pipeline.rows.row_map import RowMap
 from pipeline.rows.seal import hash_file_bytes
-from pipeline.rows.shape_counts import ShapeCounts
 
 _BATCHES_PER_TRIM: Final = 16
 # More than any batch has rows, so that each is written as it comes.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.lines.text import PieceRecord
+from pipeline.rows.line_mapper import ShapeCounts
 from pipeline.rows.seal import hash_file_bytes
-from pipeline.rows.shape_counts import ShapeCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ class VllmDialect(TemplateDialect):
     def _plan(self, request: ChatRequest, templates: ChatTemplates) -> _RenderPlan:
         kwargs = merge_template_kwargs(
             self.default_chat_template_kwargs,
-            None if self.hides_tools else dump_tools(request.tools),
+            None if request.tools is None or self.hides_tools else dump_tools(request.tools),
             expect_object(request.chat_template_kwargs, "chat_template_kwargs"),
             self.reasoning_effort,
         )

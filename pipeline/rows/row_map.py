@@ -20,9 +20,9 @@ from pipeline.config import RowSettings, read_settings
 from pipeline.errors import DataRefused, SealMismatch, UsageError
 from pipeline.examples.shapes import check_format
 from pipeline.lines.dataset import LINE_SCHEMA, read_batch
+from pipeline.rows.line_mapper import ShapeCounts
 from pipeline.rows.records import read_records
 from pipeline.rows.seal import hash_json, make_row_seal
-from pipeline.rows.shape_counts import ShapeCounts
 from pipeline.types import Reject, row_features
 
 if TYPE_CHECKING:

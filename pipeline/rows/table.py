@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -160,10 +159,11 @@ def build_table(rows: Sequence[BoundedRow], provenance: Sequence[Provenance]) ->
         "flags": flags,
     }
     columns |= zip(Provenance._fields, _columns_of(provenance, Provenance), strict=True)
-    arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, field.type)
-        for field, column in ((field, columns[field.name]) for field in ROW_SCHEMA)
-    ]
+    arrays: list[pa.Array] = []
+    for field in ROW_SCHEMA:
+        column = columns[field.name]
+        is_made = isinstance(column, pa.Array)
+        arrays.append(column if is_made else pa.array(column, field.type))
     return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
 
 
@@ -180,19 +180,22 @@ def digest_rows(table: pa.Table, splits: Sequence[str]) -> list[bytes]:
     and its little-endian values, each number as int64 (``weight`` as float32), then id and split
     as length and UTF-8. A column that the table lacks (``columns: train``) counts as empty.
     """
-    tokens = [_pack_lists(*split_lists(table, name)) for name in TOKEN_COLUMNS]
+    lists = [_pack_lists(table, name) for name in TOKEN_COLUMNS]
+    numbers = _pack_numbers(table)
+    size = len(numbers) // max(table.num_rows, 1)
     has_ids = "id" in table.column_names
     ids: list[str] = table.column("id").to_pylist() if has_ids else [""] * table.num_rows
-    texts = [_sized(id_) + _sized(split) for id_, split in zip(ids, splits, strict=True)]
     digests: list[bytes] = []
-    for lists, numbers, text in zip(
-        zip(*tokens, strict=True), _pack_numbers(table), texts, strict=True
-    ):
+    for row, texts in enumerate(zip(ids, splits, strict=True)):
         digest = hashlib.sha256()
-        for size, values in lists:
-            digest.update(size)
-            digest.update(values)
-        digest.update(numbers + text)
+        for packed, width, offsets in lists:
+            start, end = offsets[row], offsets[row + 1]
+            digest.update(_SIZE.pack(end - start))
+            digest.update(packed[start * width : end * width])
+        digest.update(numbers[row * size : (row + 1) * size])
+        for content in map(str.encode, texts):
+            digest.update(_SIZE.pack(len(content)))
+            digest.update(content)
         digests.append(digest.digest())
     return digests
 
@@ -212,30 +215,18 @@ def split_lists(table: pa.Table, name: str) -> tuple[NDArray[np.generic], NDArra
     return np.asarray(array.values.to_numpy(zero_copy_only=False), kind), offsets
 
 
-def _pack_lists(
-    values: NDArray[np.generic], offsets: NDArray[np.int64]
-) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield the size and the values of each list as canonical bytes."""
-    packed = values.view(np.uint8).data
-    for start, end in pairwise(offsets.tolist()):
-        yield (
-            _SIZE.pack(end - start),
-            packed[start * values.itemsize : end * values.itemsize],
-        )
+def _pack_lists(table: pa.Table, name: str) -> tuple[memoryview, int, list[int]]:
+    """Return the values of a list column as canonical bytes, the bytes of one, and its offsets."""
+    values, offsets = split_lists(table, name)
+    return values.view(np.uint8).data, values.itemsize, offsets.tolist()
 
 
-def _pack_numbers(table: pa.Table) -> Iterator[bytes]:
-    """Yield the numbers of each row as canonical bytes."""
+def _pack_numbers(table: pa.Table) -> bytes:
+    """Return the numbers of all rows as canonical bytes."""
     names = [name for name in NUMERIC_COLUMNS if name not in TOKEN_COLUMNS]
-    row = np.dtype([(name, "<f4" if name == "weight" else "<i8") for name in names])
-    packed = np.empty(table.num_rows, row)
+    packed = np.empty(
+        table.num_rows, [(name, "<f4" if name == "weight" else "<i8") for name in names]
+    )
     for name in names:
         packed[name] = table.column(name).to_numpy()
-    content = packed.tobytes()
-    for start in range(0, len(content), row.itemsize):
-        yield content[start : start + row.itemsize]
-
-
-def _sized(text: str) -> bytes:
-    content = text.encode()
-    return _SIZE.pack(len(content)) + content
+    return packed.tobytes()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.rows.shape_counts import ShapeCounts
+from pipeline.rows.line_mapper import ShapeCounts
 
 _SUMMED: Final = ("total_len", "context_len", "dropped_tokens", "dropped_messages")
 COUNTED: Final = ("flags", *_SUMMED)

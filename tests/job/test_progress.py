@@ -14,7 +14,7 @@ from pipeline.job.shard import Progress
 from pipeline.job.shard_record import ShardRecord
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import Piece, SourcePlan, SourceShard
-from pipeline.rows.shape_counts import ShapeCounts
+from pipeline.rows.line_mapper import ShapeCounts
 
 FILE = SourceFile(Path("in.jsonl"), "in.jsonl")
 PLAN = SourcePlan(

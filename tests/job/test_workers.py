@@ -23,7 +23,7 @@ from pipeline.job.workers import OnProgress, run_shards
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import Piece, SourceShard
 from pipeline.lines.text import PieceRecord
-from pipeline.rows.shape_counts import ShapeCounts
+from pipeline.rows.line_mapper import ShapeCounts
 from tests.conftest import ROOT, write_lines
 
 FILE = SourceFile(Path("in.jsonl"), "in.jsonl")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.cli.command import main
 from pipeline.config import PrepareConfig
 from pipeline.job.prepare import prepare
-from pipeline.rows.shape_counts import ShapeCounts, clean_name
+from pipeline.rows.line_mapper import ShapeCounts, clean_name
 from tests.conftest import write_lines
 
 ConfigMaker = Callable[..., PrepareConfig]

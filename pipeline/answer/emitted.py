@@ -7,8 +7,7 @@ calls or parts is rendered by the template (`pipeline.answer.message`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from pipeline.answer.marks import MODEL_MARKS, foreign_pattern, has_stray_think_mark
 from pipeline.answer.message import RenderedMessage, render_message
@@ -22,25 +21,9 @@ from pipeline.answer.turn import (
     spell_closing,
     without_empty_block,
 )
+from pipeline.config import RowSettings
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.types import Message
-
-
-@dataclass(frozen=True, slots=True)
-class ContinuationSettings:
-    """How a continuation is built.
-
-    ``end_of_turn``: ``auto`` (the template's), ``none`` (nothing is appended) or a token's text.
-    ``think``: what happens under a prompt that leaves a think block open, when the continuation
-    does not close it: ``close`` it the template's way, ``reject``, or ``keep`` the text as thought.
-    ``opening``: what the template writes before a plain answer is added (``template``) or not
-    (``none``). ``control_tokens``: a mark that is not the model's to write is a ``flag`` or a ``reject``.
-    """
-
-    end_of_turn: str = "auto"
-    think: Literal["close", "reject", "keep"] = "close"
-    opening: Literal["template", "none"] = "template"
-    control_tokens: Literal["flag", "reject"] = "flag"
 
 
 class Continuation(NamedTuple):
@@ -72,9 +55,11 @@ class _Draft(NamedTuple):
 
 
 def build_continuation(
-    continuation: str | Message, turn: Turn, settings: ContinuationSettings
+    continuation: str | Message, turn: Turn, settings: RowSettings
 ) -> Continuation:
     """Return what the model must emit as this ``turn`` to say ``continuation``.
+
+    Of the settings ``end_of_turn``, ``think``, ``opening`` and ``control_tokens`` count.
 
     A text costs no render, a message one (two where the prompt is no prefix of it).
     Raises `Rejected`: ``empty_continuation``, ``no_end_of_turn``, ``control_tokens``,
@@ -126,15 +111,15 @@ def _refuse_empty(text: str, says_more: bool = False) -> None:
         )
 
 
-def _expected_end(facts: TurnFacts, settings: ContinuationSettings) -> str | None:
+def _expected_end(facts: TurnFacts, settings: RowSettings) -> str | None:
     return facts.end_of_turn if settings.end_of_turn == "auto" else _named_end(settings)
 
 
-def _named_end(settings: ContinuationSettings) -> str | None:
+def _named_end(settings: RowSettings) -> str | None:
     return None if settings.end_of_turn == "none" else settings.end_of_turn
 
 
-def _stands_as_it_is(text: str, turn: Turn, settings: ContinuationSettings) -> bool:
+def _stands_as_it_is(text: str, turn: Turn, settings: RowSettings) -> bool:
     """Say whether a text is its own continuation, as most are: no mark in it, no think block before it."""
     facts, pair = turn.facts, turn.think_pair
     return (
@@ -154,7 +139,7 @@ def _no_end_of_turn(facts: TurnFacts) -> Rejected:
     )
 
 
-def _draft_text(text: str, facts: TurnFacts, settings: ContinuationSettings) -> _Draft:
+def _draft_text(text: str, facts: TurnFacts, settings: RowSettings) -> _Draft:
     """Return a text as it is, its own end of turn taken off where it has one.
 
     Any stop token at the very end counts, since a server's raw output ends with the one that was
@@ -189,7 +174,7 @@ def _draft_text(text: str, facts: TurnFacts, settings: ContinuationSettings) -> 
     return _Draft(body, end, flags, (body,))
 
 
-def _is_plain(text: str, facts: TurnFacts, settings: ContinuationSettings) -> bool:
+def _is_plain(text: str, facts: TurnFacts, settings: RowSettings) -> bool:
     """Say whether a text holds nothing that a rule for texts speaks of."""
     knows_end = settings.end_of_turn in ("auto", "none", *facts.ends)
     marks = facts.marks
@@ -206,7 +191,7 @@ def _draft_rendered(
     rendered: RenderedMessage,
     message: ReadMessage,
     facts: TurnFacts,
-    settings: ContinuationSettings,
+    settings: RowSettings,
 ) -> _Draft:
     """Return a rendered message as a draft."""
     end = rendered.end_of_turn if settings.end_of_turn == "auto" else _named_end(settings)
@@ -237,9 +222,7 @@ def _refuse_second_turn(body: str, expected: str | None, facts: TurnFacts) -> No
         )
 
 
-def _mark_flags(
-    said: tuple[str, ...], facts: TurnFacts, settings: ContinuationSettings
-) -> frozenset[str]:
+def _mark_flags(said: tuple[str, ...], facts: TurnFacts, settings: RowSettings) -> frozenset[str]:
     """Return ``control_token_in_text`` where a text holds a mark that is not the model's to write."""
     foreign = foreign_pattern(facts.control_tokens or frozenset())
     for text in said:
@@ -264,7 +247,7 @@ def _mark_flags(
 
 
 def _settle_think(
-    draft: _Draft, turn: Turn, settings: ContinuationSettings, *, adds_opening: bool
+    draft: _Draft, turn: Turn, settings: RowSettings, *, adds_opening: bool
 ) -> tuple[str, frozenset[str]]:
     """Return the text as it goes on from the prompt's end, with the flags of what was added to it."""
     facts, pair, state = turn.facts, turn.think_pair, turn.think_state

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-from pipeline.answer.emitted import ContinuationSettings, build_continuation
+from pipeline.answer.emitted import build_continuation
 from pipeline.answer.probe import probe_turns
 from pipeline.answer.turn import Turn, TurnFacts
 from pipeline.config import RowSettings
@@ -75,12 +75,6 @@ class RowBuilder:
             self.encoder.folder,
         )
         self.contexts = ContextBuilder(config, self.encoder, self.templates, self.dialect)
-        self._settings = ContinuationSettings(
-            end_of_turn=config.end_of_turn,
-            think=config.think,
-            opening=config.opening,
-            control_tokens=config.control_tokens,
-        )
         if (
             config.end_of_turn not in ("auto", "none")
             and self.encoder.token_id(config.end_of_turn) is None
@@ -180,13 +174,13 @@ class RowBuilder:
                     point.continuation,
                     self.encoder,
                     self._end_ids(facts),
-                    needs_end=self._settings.end_of_turn != "none",
+                    needs_end=self._config.end_of_turn != "none",
                 )
                 return _Answer("", None, ("sampled_ids",), ids)
             text, end_of_turn, flags = build_continuation(
                 point.continuation,
                 Turn(context.prompt.text, context.request, self.dialect, self.templates, facts),
-                self._settings,
+                self._config,
             )
             return _Answer(text, self._find_end_id(end_of_turn), flags)
         except Rejected as error:
@@ -246,7 +240,7 @@ class RowBuilder:
 
     def _end_ids(self, facts: TurnFacts) -> frozenset[int]:
         """Return the ids at which a turn can end: learnt, named by the settings, or the model's."""
-        named = map(self.encoder.token_id, (*facts.ends, self._settings.end_of_turn))
+        named = map(self.encoder.token_id, (*facts.ends, self._config.end_of_turn))
         return self._stop_ids.union(id_ for id_ in named if id_ is not None)
 
     def _facts(self, request: ChatRequest) -> TurnFacts:

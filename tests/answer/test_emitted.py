@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.answer import emitted
-from pipeline.answer.emitted import Continuation, ContinuationSettings, build_continuation
+from pipeline.answer.emitted import Continuation, build_continuation
 from pipeline.answer.probe import probe_turns
 from pipeline.answer.turn import Turn
+from pipeline.config import RowSettings
 from pipeline.errors import Rejected, UsageError
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
 from pipeline.prompt.dialects import load_dialect
@@ -51,7 +52,7 @@ def continue_with(
             templates_of(source),
             facts_of(source, *stops, **kwargs),
         ),
-        ContinuationSettings(**settings),
+        RowSettings(tokenizer="", **settings),
     )
 
 
@@ -751,7 +752,7 @@ def flags_of_call(source: str, **arguments: Any) -> tuple[str, ...]:
     facts = probe_turns(DIALECT, templates_of(source), {}, own.TOKENS, has_tools=True)
     request = ChatRequest([USER], [TOOL])
     prompt = DIALECT.render_prompt(request, templates_of(source)).text
-    settings = ContinuationSettings()
+    settings = RowSettings(tokenizer="")
     turn = Turn(prompt, request, DIALECT, templates_of(source), facts)
     return build_continuation(call_of(**arguments), turn, settings).flags
 
@@ -860,7 +861,7 @@ class Served:
         self, continuation: str | Message, messages: list[Message] | None = None, **kwargs: Any
     ) -> Continuation:
         tools = kwargs.pop("tools", None)
-        settings = ContinuationSettings(opening=kwargs.pop("opening", "template"))
+        settings = RowSettings(tokenizer="", opening=kwargs.pop("opening", "template"))
         request = ChatRequest(messages or [USER], tools, kwargs)
         facts = probe_turns(
             self.dialect,
@@ -923,7 +924,7 @@ def test_an_answer_without_reasoning_is_never_trained_as_thought(name: str) -> N
     templates = _asset_template(name)
     facts = probe_turns(DIALECT, templates, {})
     prompt = DIALECT.render_prompt(ChatRequest([USER]), templates).text
-    settings = ContinuationSettings(end_of_turn=facts.end_of_turn or "<|user|>")
+    settings = RowSettings(tokenizer="", end_of_turn=facts.end_of_turn or "<|user|>")
 
     def build(text: str) -> Continuation:
         request = ChatRequest([USER])

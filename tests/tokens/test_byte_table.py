@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders
 
-from pipeline.tokens import ids as quick_decode
+from pipeline.tokens import ids as token_ids
 from pipeline.tokens.ids import ByteTable, EncodedBatch, join_lists, make_byte_table
 from tests.conftest import ROOT, require_shared
 
@@ -53,7 +53,7 @@ def test_any_ids_decode_as_the_backend_decodes_them(name: str) -> None:
 def test_bytes_that_are_no_text_are_replaced_as_the_backend_does() -> None:
     backend, table = load("bundled")
     ids = {len_one: backend.token_to_id(len_one) for len_one in map(chr, range(0x21, 0x144))}
-    letters = quick_decode._byte_of_letter()
+    letters = token_ids._byte_of_letter()
     id_of_byte = {
         int(letters[ord(char)]): id_
         for char, id_ in ids.items()
@@ -100,7 +100,7 @@ def test_another_decoder_has_no_table() -> None:
 
 def test_a_table_that_decodes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = Tokenizer.from_file(str(ROOT / "configs" / "tokenizer" / "tokenizer.json"))
-    shifted = quick_decode._byte_of_letter()
+    shifted = token_ids._byte_of_letter()
     shifted[ord("a")] = ord("b")
-    monkeypatch.setattr(quick_decode, "_byte_of_letter", lambda: shifted)
+    monkeypatch.setattr(token_ids, "_byte_of_letter", lambda: shifted)
     assert make_byte_table(backend) is None

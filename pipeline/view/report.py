@@ -5,20 +5,17 @@ The page has no clock and no random names: the same set gives the same bytes.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from markupsafe import Markup
-
 from pipeline.lines.bounded_json import NotThatJson, parse_object
-from pipeline.sets import pictures
 from pipeline.sets.figures import GroupFigures, SetFigures
 from pipeline.sets.load import restore_config
 from pipeline.sets.meanings import FLAG_MEANINGS, REJECT_REMEDIES
+from pipeline.sets.pictures import draw_all
 from pipeline.sets.row_choice import choose_telling_rows
 from pipeline.sets.seal import check_tokenizer
 from pipeline.sets.settings import flatten_record, write_command, write_value
@@ -27,8 +24,6 @@ from pipeline.view.tokenizer import describe_builder
 
 if TYPE_CHECKING:
     from pipeline.rows.builder import RowBuilder
-
-logger = logging.getLogger(__name__)
 
 _ROWS: Final = 30
 _TOKENS_OF_PART: Final = 600
@@ -84,7 +79,7 @@ def make_report(
         sums=list(_check_sums(counts, figures)),
         cards=list(_headline(counts)),
         lengths=figures.lengths,
-        pictures=_draw(figures, seal["settings"]["max_len"]),
+        pictures=draw_all(figures, seal["settings"]["max_len"]) if len(figures.total) else None,
         padding=figures.padding(),
         sharing=figures.sharing(),
         with_provenance=with_provenance,
@@ -160,17 +155,6 @@ def _headline(counts: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         ("tokens dropped", tokens["dropped"]),
     ):
         yield {"name": name, "value": f"{value:,}"}
-
-
-def _draw(figures: SetFigures, max_len: int) -> dict[str, Markup] | None:
-    """Return the pictures by name, or nothing where there are no rows or no matplotlib."""
-    if not len(figures.total):
-        return None
-    try:
-        return pictures.draw_all(figures, max_len)
-    except ImportError as error:
-        logger.info("the report has no pictures: %s", error)
-        return None
 
 
 def _describe_flags(

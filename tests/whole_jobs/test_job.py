@@ -292,7 +292,7 @@ def test_beside_the_rows_stand_manifest_rejects_and_card(quickstart_set: Path) -
         "README.md",
         "dataset_dict.json",
         "examples.sha256",
-        "lengths.png",
+        "lengths.svg",
         MANIFEST,
         "rejects.jsonl",
         "report.html",

@@ -16,7 +16,7 @@ WIDTH: Final = 302
 HEIGHT: Final = 180
 """Of a chart, in units of its own; narrow, so that its words are readable on a phone."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 290, 8, 146
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 290, 18, 146
 _LINE_HEIGHT: Final = 13
 _MOST_TICKS: Final = 6
 
@@ -110,14 +110,14 @@ class Chart:
         self._named += 1
 
     def add_mark(self, value: float, words: str) -> None:
-        """Draw a dashed line at a value of the x axis, and its words beside it."""
+        """Draw a dashed line at a value of the x axis, and its words above it."""
         at, colour = self._at_x(value), self._palette.mark
         self._drawn.append(
             f'<path d="M{at} {_TOP}V{_BOTTOM}" stroke="{colour}" stroke-dasharray="4 3"/>'
         )
-        # Beside the names of lines, which stand at the top.
-        height = _TOP + 10 + _LINE_HEIGHT * self._named
-        self._drawn.append(_write(at - 4, height, words, "end", colour))
+        # Above what is drawn, and never beyond the left edge.
+        anchor = "end" if at > _LEFT + 80 else "start"
+        self._drawn.append(_write(at, _TOP - 5, words, anchor, colour))
 
     def to_svg(self, *, at: tuple[float, float] | None = None) -> str:
         """Return the chart as an element, with a place of its own inside another element or none."""

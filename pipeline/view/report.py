@@ -109,7 +109,9 @@ def load_builder(manifest: Mapping[str, Any], tokenizer: str | None = None) -> R
     place = tokenizer or manifest["config"]["tokenizer"]
     # Nothing is encoded in bulk.
     builder = RowBuilder(restore_config(manifest, tokenizer=place, encoder="tokenizers"))
-    check_tokenizer(manifest["seal"], builder.encoder, builder.templates)
+    check_tokenizer(
+        manifest["seal"], builder.encoder, builder.templates, manifest["config"]["tokenizer"]
+    )
     return builder
 
 
@@ -139,7 +141,7 @@ def _check_sums(counts: Mapping[str, Any], figures: SetFigures) -> Iterator[SumC
     )
     served, shortened = counts["rows_as_served"], counts["rows_shortened"]
     yield SumCheck(
-        f"{rows:,} rows = {served:,} as served + {shortened:,} shortened",
+        f"{rows:,} rows = {served:,} whole, as the server would see them + {shortened:,} shortened to fit",
         rows == served + shortened and shortened == found.already_shortened,
     )
 

@@ -98,15 +98,15 @@ def _say_rows(number: int) -> str:
 
 
 def _spell_counts(counts: Mapping[str, Any]) -> Iterator[str]:
-    lines = f"{counts['lines']} lines"
+    lines = f"{counts['lines']:,} lines"
     if counts["points"] != counts["lines"]:
-        lines += f" with {counts['points']} decision points"
-    yield f"{lines} = {counts['rows']} rows + {counts['rejects']} rejects"
+        lines += f" with {counts['points']:,} decision points"
+    yield f"{lines} = {counts['rows']:,} rows + {counts['rejects']:,} rejects"
     yield from _spell_each(counts["by_code"])
     tokens = counts["tokens"]
     yield (
-        f"{tokens['total']} tokens: {tokens['context']} context, {tokens['continuation']} "
-        f"continuation; {counts['rows_shortened']} rows shortened"
+        f"{tokens['total']:,} tokens: {tokens['context']:,} context, {tokens['continuation']:,} "
+        f"continuation; {counts['rows_shortened']:,} rows shortened"
     )
     yield from _spell_each(counts["by_flag"])
     yield from _spell_shapes(counts)
@@ -114,7 +114,7 @@ def _spell_counts(counts: Mapping[str, Any]) -> Iterator[str]:
 
 def _spell_each(numbers: Mapping[str, int]) -> Iterator[str]:
     for name, number in numbers.items():
-        yield f"  {name}: {number}"
+        yield f"  {name}: {number:,}"
 
 
 def _spell_shapes(counts: Mapping[str, Any]) -> Iterator[str]:

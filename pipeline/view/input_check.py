@@ -23,6 +23,7 @@ MOST_LINES: Final = 1000
 """Of an input that are looked at."""
 
 _KEYS_SHOWN: Final = 12
+_OF_REJECT: Final = ("code", "reject_reason", "excerpt")
 
 
 class Refusal(NamedTuple):
@@ -67,11 +68,12 @@ class InputCheck:
             "first_refused": [each._asdict() for each in self.first_refused],
         }
 
-    def refuse(self, source: str, code: str, reason: str) -> None:
+    def refuse(self, source: str, error: Rejected) -> None:
         """Count what is refused; the first of each code is kept."""
-        if not self.refused[code]:
-            self.first_refused.append(Refusal(source, code, reason))
-        self.refused[code] += 1
+        if not self.refused[error.code]:
+            words = str(error).removeprefix(f"{error.code}: ")
+            self.first_refused.append(Refusal(source, error.code, words))
+        self.refused[error.code] += 1
 
 
 def check_input(path: str, values: Mapping[str, Any], tokenizer: str | None = None) -> InputCheck:
@@ -91,7 +93,7 @@ def check_input(path: str, values: Mapping[str, Any], tokenizer: str | None = No
         try:
             _count_line(checked, line, parser, settings)
         except Rejected as error:
-            checked.refuse(f"{file}:{line.line}", error.code, str(error).partition(": ")[2])
+            checked.refuse(f"{file}:{line.line}", error)
     if tokenizer is not None:
         _render(checked, lines[:MOST_LINES], settings)
     return checked
@@ -103,7 +105,7 @@ def describe_input(checked: InputCheck) -> Iterator[str]:
     yield f"{checked.input}: {checked.lines:,} lines looked at{of_more}"
     formats = [f"{name} {number:,}" for name, number in sorted(checked.shapes.formats.items())]
     yield f"  lines read as: {', '.join(formats) or 'nothing'}"
-    unread = Counter(checked.shapes.unread_keys).most_common()
+    unread = sorted(checked.shapes.unread_keys.items(), key=lambda item: (-item[1], item[0]))
     if unread:
         shown = ", ".join(f"{name} ({number:,})" for name, number in unread[:_KEYS_SHOWN])
         rest = len(unread) - _KEYS_SHOWN
@@ -162,7 +164,8 @@ def _render(
     checked.refused.clear()
     checked.first_refused.clear()
     for table in batch_lines(lines):
-        found = to_rows.map_table(table).select(["source", "code", "reject_reason"]).to_pylist()
+        found = to_rows.map_table(table).select(["source", *_OF_REJECT]).to_pylist()
         for row in found:
             if row["code"] is not None:
-                checked.refuse(row["source"], row["code"], row["reject_reason"])
+                error = Rejected(*(row[name] for name in _OF_REJECT))
+                checked.refuse(row["source"], error)

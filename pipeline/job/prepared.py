@@ -118,7 +118,7 @@ def _spell_each(numbers: Mapping[str, int]) -> Iterator[str]:
 
 
 def _spell_shapes(counts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how lines were read, and which of their keys nobody read."""
+    """Yield how lines were read, which of their keys nobody read, and what more they would give."""
     shapes = [f"{name} {number:,}" for name, number in counts["by_format"].items()]
     yield f"lines read as: {', '.join(shapes) or 'nothing'}"
     unread = sorted(counts["unread_keys"].items(), key=lambda item: (-item[1], item[0]))
@@ -127,3 +127,9 @@ def _spell_shapes(counts: Mapping[str, Any]) -> Iterator[str]:
         rest = len(unread) - _KEYS_SHOWN
         more = f" and {rest} more, all in manifest.json" if rest > 0 else ""
         yield f"keys that nobody reads (lines with them): {shown}{more}"
+    answers: Mapping[str, int] = counts.get("answers", {})
+    if answers and answers["used"] < answers["usable"]:
+        yield (
+            f"{answers['said']:,} assistant messages, {answers['used']:,} used; "
+            f"--decisions all would use {answers['usable']:,}"
+        )

@@ -16,7 +16,12 @@ import pyarrow as pa
 
 from pipeline.config import RowSettings
 from pipeline.errors import Rejected
-from pipeline.examples.decisions import DecisionPoint, find_decision_points, name_split
+from pipeline.examples.decisions import (
+    DecisionPoint,
+    count_answers,
+    find_decision_points,
+    name_split,
+)
 from pipeline.examples.example import TrainingExample, read_id
 from pipeline.examples.line_parser import LineParser
 from pipeline.examples.shapes import read_row
@@ -147,7 +152,8 @@ class LineMapper:
             nothing = _no_provenance(source, _peek_id(text))
             yield _Draft(file, line.line, digest, nothing, error=error.without_frames())
             return
-        shapes.add(read.format, self._name_unread(read.unread, line))
+        answers = count_answers(read.example, points)
+        shapes.add(read.format, self._name_unread(read.unread, line), answers)
         for point in points:
             yield _Draft(file, line.line, digest, _provenance_of(point, source), point)
 

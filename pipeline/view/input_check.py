@@ -9,15 +9,14 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from pipeline.config import RowSettings, read_settings
-from pipeline.errors import Rejected
-from pipeline.examples.decisions import find_decision_points
+from pipeline.errors import Rejected, excerpt_of
+from pipeline.examples.decisions import count_answers, find_decision_points
 from pipeline.examples.line_parser import LineParser
 from pipeline.examples.shapes import check_format, read_row
 from pipeline.lines.data_sets import expand_data_sets
 from pipeline.lines.files import find_files
 from pipeline.lines.tables import read_file
 from pipeline.lines.text import SourceLine
-from pipeline.rows.shape_counts import ShapeCounts
 
 MOST_LINES: Final = 1000
 """Of an input that are looked at."""
@@ -38,16 +37,17 @@ class Refusal(NamedTuple):
 class InputCheck:
     """What the first lines of an input are.
 
-    ``assistant`` counts their assistant messages, ``used`` those that become rows, ``usable`` those that
-    would under ``decisions: all``. ``tokenizer`` is None where nothing was rendered.
+    ``said``, ``used`` and ``usable`` are those of `pipeline.examples.decisions.count_answers`, summed.
+    ``tokenizer`` is None where nothing was rendered.
     """
 
     input: str
     tokenizer: str | None = None
     lines: int = 0
     is_whole: bool = True
-    shapes: ShapeCounts = field(default_factory=ShapeCounts)
-    assistant: int = 0
+    formats: Counter[str] = field(default_factory=Counter[str])
+    unread: Counter[str] = field(default_factory=Counter[str])
+    said: int = 0
     used: int = 0
     usable: int = 0
     refused: Counter[str] = field(default_factory=Counter[str])
@@ -60,10 +60,9 @@ class InputCheck:
             "tokenizer": self.tokenizer,
             "lines": self.lines,
             "is_whole": self.is_whole,
-            **self.shapes.describe(),
-            "assistant_messages": self.assistant,
-            "used": self.used,
-            "usable": self.usable,
+            "by_format": dict(sorted(self.formats.items())),
+            "unread_keys": dict(sorted(self.unread.items())),
+            "answers": {"said": self.said, "used": self.used, "usable": self.usable},
             "refused": dict(self.refused.most_common()),
             "first_refused": [each._asdict() for each in self.first_refused],
         }
@@ -103,17 +102,19 @@ def describe_input(checked: InputCheck) -> Iterator[str]:
     """Yield the lines that say it."""
     of_more = "" if checked.is_whole else " of more"
     yield f"{checked.input}: {checked.lines:,} lines looked at{of_more}"
-    formats = [f"{name} {number:,}" for name, number in sorted(checked.shapes.formats.items())]
+    formats = [f"{name} {number:,}" for name, number in sorted(checked.formats.items())]
     yield f"  lines read as: {', '.join(formats) or 'nothing'}"
-    unread = sorted(checked.shapes.unread_keys.items(), key=lambda item: (-item[1], item[0]))
+    unread = sorted(checked.unread.items(), key=lambda item: (-item[1], item[0]))
     if unread:
-        shown = ", ".join(f"{name} ({number:,})" for name, number in unread[:_KEYS_SHOWN])
+        shown = ", ".join(
+            f"{excerpt_of(name)} ({number:,})" for name, number in unread[:_KEYS_SHOWN]
+        )
         rest = len(unread) - _KEYS_SHOWN
         more = f" and {rest} more" if rest > 0 else ""
         yield f"  keys that nobody reads (lines with them): {shown}{more}"
     if checked.usable > checked.used:
         yield (
-            f"  {checked.assistant:,} assistant messages, {checked.used:,} used; "
+            f"  {checked.said:,} assistant messages, {checked.used:,} used; "
             f"--decisions all would use {checked.usable:,}"
         )
     number = sum(checked.refused.values())
@@ -139,18 +140,12 @@ def _count_line(
         raise line.reject
     read = read_row(parser.parse(line.text or ""), settings.format, "")
     points = find_decision_points(read.example, settings.decisions)
-    checked.shapes.add(read.format, read.unread | line.unread_columns)
-    messages = read.example.messages or []
-    if messages:
-        used, usable = (
-            {point.decision_idx for point in each}
-            for each in (points, find_decision_points(read.example, "all"))
-        )
-        spoken = {at for at, message in enumerate(messages) if message.get("role") == "assistant"}
-        # An answer to the whole log stands behind it.
-        checked.assistant += len(spoken | usable)
-        checked.used += len(used)
-        checked.usable += len(usable)
+    checked.formats[read.format] += 1
+    checked.unread.update(read.unread | line.unread_columns)
+    said, used, usable = count_answers(read.example, points)
+    checked.said += said
+    checked.used += used
+    checked.usable += usable
 
 
 def _render(

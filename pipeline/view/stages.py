@@ -27,4 +27,8 @@ def show_stages() -> None:
 def show_stage(words: str) -> None:
     """Say what is done now."""
     if _Stages.are_shown and sys.stderr.isatty():
-        print(f"… {escape_controls(words)[:_MOST_CHARACTERS]}", file=sys.stderr, flush=True)
+        print(
+            f"context-frozen: {escape_controls(words)[:_MOST_CHARACTERS]}",
+            file=sys.stderr,
+            flush=True,
+        )

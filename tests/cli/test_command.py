@@ -525,5 +525,5 @@ def test_a_terminal_is_told_each_stage_and_a_log_file_nothing(
     os.close(ours)
     assert done.returncode == 0
     told = ["reading", "loading the tokenizer", "making rows of", "writing"]
-    places = [shown.index(f"… {words}") for words in told]
+    places = [shown.index(f"context-frozen: {words}") for words in told]
     assert places == sorted(places)

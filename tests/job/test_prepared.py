@@ -59,6 +59,19 @@ def test_the_summary_says_how_lines_were_read(settings: dict[str, Any]) -> None:
     assert "\n  keys that nobody reads (lines with them): mood (1)\n" in said
 
 
+def test_answers_of_logs_that_no_row_uses_are_told_of(settings: dict[str, Any]) -> None:
+    said = prepare(**settings, quiet=True).summarize()
+    assert "\n  3 assistant messages, 2 used; --decisions all would use 3\n" in said
+    settings["output"] += "-all"
+    assert "would use" not in prepare(**settings, decisions="all", quiet=True).summarize()
+
+
+def test_a_place_that_was_chosen_has_no_unused_answers(settings: dict[str, Any]) -> None:
+    chosen = {"messages": list(SAID) * 2, "decision_idx": 1, "continuation": "better"}
+    write_lines(Path(settings["input"]), [chosen])
+    assert "would use" not in prepare(**settings, quiet=True).summarize()
+
+
 def test_what_stands_in_a_name_cannot_act_on_the_terminal(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

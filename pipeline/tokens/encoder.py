@@ -39,8 +39,8 @@ __all__ = ["EncodedBatch", "Ids", "TextEncoder"]
 # Of what a library says of a folder that it cannot load.
 _MOST_WORDS = 400
 
-# Until so many were decoded the table, which is made of 150,000 tokens, costs more than it saves.
-_TOKENS_FOR_TABLE = 50_000
+TOKENS_FOR_TABLE = 50_000
+"""Until so many were decoded, the table of bytes (of 150,000 tokens) costs more than it saves."""
 
 # Texts that a first-position rule would change: letters, spaces, newlines, digits, other scripts.
 _ANCHOR_PROBES = (
@@ -236,7 +236,7 @@ class TextEncoder:
     def decode_after_context(self, batch: EncodedBatch) -> list[str]:
         """Return the text of each row of ids as it reads after a context."""
         self._decoded += len(batch.flat)
-        table = self._byte_table if self._decoded > _TOKENS_FOR_TABLE else None
+        table = self._byte_table if self._decoded > TOKENS_FOR_TABLE else None
         if table is not None and table.covers(batch):
             # Byte-level tokens decode alike after any text.
             return table.decode(batch)

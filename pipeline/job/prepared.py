@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.view.read_lines import describe_reading
 
 if TYPE_CHECKING:
     import datasets
-
-# Names of unread keys in the summary; manifest.json has them all.
-_KEYS_SHOWN: Final = 12
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -109,27 +108,9 @@ def _spell_counts(counts: Mapping[str, Any]) -> Iterator[str]:
         f"continuation; {counts['rows_shortened']:,} rows shortened"
     )
     yield from _spell_each(counts["by_flag"])
-    yield from _spell_shapes(counts)
+    yield from describe_reading(counts)
 
 
 def _spell_each(numbers: Mapping[str, int]) -> Iterator[str]:
     for name, number in numbers.items():
         yield f"  {name}: {number:,}"
-
-
-def _spell_shapes(counts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how lines were read, which of their keys nobody read, and what more they would give."""
-    shapes = [f"{name} {number:,}" for name, number in counts["by_format"].items()]
-    yield f"lines read as: {', '.join(shapes) or 'nothing'}"
-    unread = sorted(counts["unread_keys"].items(), key=lambda item: (-item[1], item[0]))
-    if unread:
-        shown = ", ".join(f"{name} ({number:,})" for name, number in unread[:_KEYS_SHOWN])
-        rest = len(unread) - _KEYS_SHOWN
-        more = f" and {rest} more, all in manifest.json" if rest > 0 else ""
-        yield f"keys that nobody reads (lines with them): {shown}{more}"
-    answers: Mapping[str, int] = counts.get("answers", {})
-    if answers and answers["used"] < answers["usable"]:
-        yield (
-            f"{answers['said']:,} assistant messages, {answers['used']:,} used; "
-            f"--decisions all would use {answers['usable']:,}"
-        )

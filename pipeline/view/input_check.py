@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from pipeline.config import RowSettings, read_settings
-from pipeline.errors import Rejected, excerpt_of
+from pipeline.errors import Rejected
 from pipeline.examples.decisions import count_answers, find_decision_points
 from pipeline.examples.line_parser import LineParser
 from pipeline.examples.shapes import check_format, read_row
@@ -17,11 +17,11 @@ from pipeline.lines.data_sets import expand_data_sets
 from pipeline.lines.files import find_files
 from pipeline.lines.tables import read_file
 from pipeline.lines.text import SourceLine
+from pipeline.view.read_lines import describe_reading
 
 MOST_LINES: Final = 1000
 """Of an input that are looked at."""
 
-_KEYS_SHOWN: Final = 12
 _OF_REJECT: Final = ("code", "reject_reason", "excerpt")
 
 
@@ -102,21 +102,8 @@ def describe_input(checked: InputCheck) -> Iterator[str]:
     """Yield the lines that say it."""
     of_more = "" if checked.is_whole else " of more"
     yield f"{checked.input}: {checked.lines:,} lines looked at{of_more}"
-    formats = [f"{name} {number:,}" for name, number in sorted(checked.formats.items())]
-    yield f"  lines read as: {', '.join(formats) or 'nothing'}"
-    unread = sorted(checked.unread.items(), key=lambda item: (-item[1], item[0]))
-    if unread:
-        shown = ", ".join(
-            f"{excerpt_of(name)} ({number:,})" for name, number in unread[:_KEYS_SHOWN]
-        )
-        rest = len(unread) - _KEYS_SHOWN
-        more = f" and {rest} more" if rest > 0 else ""
-        yield f"  keys that nobody reads (lines with them): {shown}{more}"
-    if checked.usable > checked.used:
-        yield (
-            f"  {checked.said:,} assistant messages, {checked.used:,} used; "
-            f"--decisions all would use {checked.usable:,}"
-        )
+    for words in describe_reading(checked.to_dict()):
+        yield f"  {words}"
     number = sum(checked.refused.values())
     by = "" if checked.tokenizer is None else f" with the template of {checked.tokenizer}"
     yield f"  {number:,} would be refused{by}" + (":" if number else "")

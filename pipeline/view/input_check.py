@@ -100,8 +100,8 @@ def check_input(path: str, values: Mapping[str, Any], tokenizer: str | None = No
 
 def describe_input(checked: InputCheck) -> Iterator[str]:
     """Yield the lines that say it."""
-    of_more = "" if checked.is_whole else " of more"
-    yield f"{checked.input}: {checked.lines:,} lines looked at{of_more}"
+    first = "" if checked.is_whole else "the first "
+    yield f"{checked.input}: {first}{checked.lines:,} lines looked at"
     for words in describe_reading(checked.to_dict()):
         yield f"  {words}"
     number = sum(checked.refused.values())

@@ -85,6 +85,9 @@ def test_no_more_than_the_first_lines_are_looked_at(
     path = str(write_lines(tmp_path / "logs.jsonl", [CHAT] * MOST_LINES + ["torn"]))
     found = check_json(capsys, "--input", path)
     assert (found["lines"], found["is_whole"], found["refused"]) == (MOST_LINES, False, {})
+    assert check(capsys, "--input", path)[1].startswith(
+        f"{path}: the first 1,000 lines looked at\n"
+    )
 
 
 def test_a_file_of_another_kind_is_named(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from pipeline.examples.example import TrainingExample, load_examples, save_examples
     from pipeline.job.prepare import prepare

@@ -72,7 +72,7 @@ def measure_tasks(folder: Path, rows: int, numbers: list[int], executor: str) ->
         path = write_talks(folder / f"{tasks}.jsonl", rows * tasks)
         config = make_config(path, folder / f"set-{tasks}", executor=executor, tasks=tasks)
         begun = time.perf_counter()
-        made = prepare(config)
+        made = prepare(config, quiet=True)
         seconds = time.perf_counter() - begun
         size = path.stat().st_size / 1e6
         count = made.counts["rows"]

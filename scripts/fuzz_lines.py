@@ -209,6 +209,7 @@ def find_broken_promises(count: int, seed: int, folder: Path, num_proc: int) -> 
         output=str(folder / "set"),
         max_reject_rate=1.0,
         num_proc=num_proc,
+        quiet=True,
     )
     rejects = [
         json.loads(line) for line in (prepared.output / "rejects.jsonl").open(encoding="utf-8")

@@ -58,7 +58,7 @@ def run_round(folder: Path, number: int, rows: int, num_proc: int) -> None:
             "num_proc": num_proc,
             "append": bool(part),
         }
-        prepare(**settings)
+        prepare(quiet=True, **settings)
     findings = verify(output, tokenizer=TOKENIZER)
     if findings:
         raise RuntimeError(f"round {number}: {findings[0]}")

@@ -5,19 +5,18 @@ Run as ``python -m scripts.table_of_settings`` after a setting was added or its 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import re
 import textwrap
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
-import tyro
-
-from pipeline.cli.command import CheckOptions, CleanOptions, VerifyOptions
+from pipeline.cli.checking import CheckOptions, VerifyOptions
+from pipeline.cli.options import is_positional
+from pipeline.cli.preparing import CleanOptions
 from pipeline.cli.seeing import DiffOptions, InspectOptions, ReportOptions
 from pipeline.cli.sharing import PullOptions, PushOptions
+from pipeline.cli.words import read_field_words
 from pipeline.config import PrepareConfig
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
@@ -72,7 +71,7 @@ def write_flags(kind: type[Any]) -> str:
     hints = get_type_hints(kind, include_extras=True)
     spelt: list[str] = []
     for item in _fields_of(kind):
-        if tyro.conf.Positional[str] == hints[item.name]:
+        if is_positional(item):
             spelt.append(f"`{item.name.upper()}`")
             continue
         default, choices = _spell_default(item).strip("`"), _choices(hints[item.name])
@@ -93,27 +92,6 @@ def _fields_of(kind: type[Any]) -> list[dataclasses.Field[Any]]:
         dataclasses.fields(kind),
         key=lambda item: (_spell_default(item) != "required", order[item.name]),
     )
-
-
-def read_field_words(kind: type[Any]) -> dict[str, str]:
-    """Return the sentence below each field of a dataclass and of those that it inherits, as one line."""
-    words: dict[str, str] = {}
-    for owner in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(owner):
-            words |= _read_words_below(owner)
-    return words
-
-
-def _read_words_below(kind: type[Any]) -> dict[str, str]:
-    words: dict[str, str] = {}
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
-    for field, after in zip(body.body, body.body[1:], strict=False):
-        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
-            continue
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            words[field.target.id] = " ".join(str(after.value.value).split())
-    return words
 
 
 def _spell_default(item: dataclasses.Field[Any]) -> str:

@@ -6,13 +6,21 @@ What is heavy is imported when a verb runs, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
-
+from pipeline.cli.options import POSITIONAL, parse_options
+from pipeline.cli.process import prepare_libraries
 from pipeline.cli.streams import say, say_json
+from pipeline.config import RowSettings, read_settings
+from pipeline.errors import SealMismatch, UsageError
+from pipeline.view.stages import show_stage
+
+if TYPE_CHECKING:
+    from pipeline.sets.row_choice import RowChoice
+    from pipeline.view.inspection import Inspection
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +29,9 @@ logger = logging.getLogger(__name__)
 class InspectOptions:
     """Settings of ``context-frozen inspect``."""
 
-    set: tyro.conf.Positional[str]
-    """Folder of a saved set."""
+    set: str = field(metadata=POSITIONAL)
+    """Folder of a saved set; or a file of examples: rows of its first 1,000 lines are made with
+    --tokenizer and shown, and nothing is saved."""
 
     row: int | None = None
     """Row to show, counted from 0."""
@@ -48,6 +57,12 @@ class InspectOptions:
     tokenizer: str | None = None
     """Tokenizer to decode with; by default the one that the set was made with."""
 
+    decisions: Literal["given", "all", "last"] = "given"
+    """For a file of examples: which decision points become rows, as of prepare."""
+
+    max_len: int = 8192
+    """For a file of examples: most tokens of a row, as of prepare."""
+
     whitespace: bool = False
     """Show spaces, tabs and ends of lines as marks."""
 
@@ -59,7 +74,7 @@ class InspectOptions:
 class ReportOptions:
     """Settings of ``context-frozen report``."""
 
-    set: tyro.conf.Positional[str]
+    set: str = field(metadata=POSITIONAL)
     """Folder of a saved set."""
 
     max_lens: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -79,10 +94,10 @@ class ReportOptions:
 class DiffOptions:
     """Settings of ``context-frozen diff``."""
 
-    before: tyro.conf.Positional[str]
+    before: str = field(metadata=POSITIONAL)
     """Folder of a saved set."""
 
-    after: tyro.conf.Positional[str]
+    after: str = field(metadata=POSITIONAL)
     """Folder of another build of it."""
 
     rows: int = 5
@@ -101,10 +116,13 @@ class DiffOptions:
     """Print the differences as JSON."""
 
 
-def show_rows(options: InspectOptions) -> int:
-    """Show rows as coloured tokens with the boundary marked, on the terminal or on a page."""
+def run_inspect(args: Sequence[str]) -> int:
+    """Run ``inspect``: rows as coloured tokens, the boundary marked, on the terminal or on a page."""
+    options = parse_options(InspectOptions, args, "inspect")
+    show_stage(f"opening {options.set}")
+    prepare_libraries()
     from pipeline.sets.row_choice import RowChoice
-    from pipeline.view.inspection import inspect_set, print_inspection, write_inspection
+    from pipeline.view.inspection import print_inspection, write_inspection
 
     choice = RowChoice(
         row=options.row,
@@ -114,7 +132,7 @@ def show_rows(options: InspectOptions) -> int:
         rows=options.rows,
         seed=options.seed,
     )
-    found = inspect_set(options.set, choice, split=options.split, tokenizer=options.tokenizer)
+    found = _find_rows(options, choice)
     if options.html is None:
         print_inspection(found, whitespace=options.whitespace)
     else:
@@ -123,8 +141,27 @@ def show_rows(options: InspectOptions) -> int:
     return 0
 
 
-def show_report(options: ReportOptions) -> int:
-    """Say how long the rows are and what each ``max_len`` would cost; and write the page."""
+def _find_rows(options: InspectOptions, choice: RowChoice) -> Inspection:
+    """Return the rows of a set, or of a file of examples."""
+    from pipeline.view.inspection import inspect_lines, inspect_set
+
+    if not Path(options.set).is_file():
+        return inspect_set(options.set, choice, split=options.split, tokenizer=options.tokenizer)
+    if options.tokenizer is None:
+        raise UsageError(
+            f"inspect: {options.set}: a file and no set; give --tokenizer to see the rows that "
+            "its examples would be"
+        )
+    names = ("tokenizer", "decisions", "max_len")
+    values = {name: getattr(options, name) for name in names}
+    return inspect_lines(options.set, choice, read_settings(RowSettings, values, "inspect"))
+
+
+def run_report(args: Sequence[str]) -> int:
+    """Run ``report``: how long the rows are, what each ``max_len`` would cost, and the page."""
+    options = parse_options(ReportOptions, args, "report")
+    show_stage(f"measuring {options.set}")
+    prepare_libraries()
     from pipeline.sets.lengths import LengthReport, measure_set
     from pipeline.sets.one_set import read_one_set
     from pipeline.view.lengths import print_lengths
@@ -145,8 +182,11 @@ def show_report(options: ReportOptions) -> int:
     return 0
 
 
-def show_differences(options: DiffOptions) -> int:
-    """Say what differs between two sets; 0 where their rows are equal, 1 where they are not."""
+def run_diff(args: Sequence[str]) -> int:
+    """Run ``diff``: exit code 0 where two sets have the same rows, 1 where they have not."""
+    options = parse_options(DiffOptions, args, "diff")
+    show_stage(f"comparing {options.before} with {options.after}")
+    prepare_libraries()
     from pipeline.sets.diff import compare_sets
     from pipeline.view.differences import print_differences
 
@@ -163,7 +203,6 @@ def show_differences(options: DiffOptions) -> int:
 
 
 def _write_report(folder: Path, target: Path, tokenizer: str | None) -> None:
-    from pipeline.errors import SealMismatch, UsageError
     from pipeline.sets.manifest import read_manifest
     from pipeline.view.report import load_builder, write_report
 

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import tyro
-
+from pipeline.cli.options import POSITIONAL, parse_options
+from pipeline.cli.process import prepare_libraries
 from pipeline.cli.streams import say, say_json
+from pipeline.view.stages import show_stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions:
     """Settings of ``context-frozen push``."""
 
-    set: tyro.conf.Positional[str]
+    set: str = field(metadata=POSITIONAL)
     """Folder of a saved set."""
 
-    repo: tyro.conf.Positional[str]
+    repo: str = field(metadata=POSITIONAL)
     """Data set repository on the Hub, ORG/NAME; made where it is not there."""
 
     public: bool = False
@@ -54,10 +55,10 @@ class PushOptions:
 class PullOptions:
     """Settings of ``context-frozen pull``."""
 
-    repo: tyro.conf.Positional[str]
+    repo: str = field(metadata=POSITIONAL)
     """Data set repository on the Hub, ORG/NAME."""
 
-    output: tyro.conf.Positional[str]
+    output: str = field(metadata=POSITIONAL)
     """Folder of the data set to write."""
 
     config_name: str = "default"
@@ -73,8 +74,11 @@ class PullOptions:
     """Print what was done as JSON."""
 
 
-def push(options: PushOptions) -> int:
-    """Push a set, and say where it is and what stayed here."""
+def run_push(args: Sequence[str]) -> int:
+    """Run ``push``: a set to the Hub; say where it is and what stayed here."""
+    options = parse_options(PushOptions, args, "push")
+    show_stage(f"pushing {options.set} to {options.repo}")
+    prepare_libraries()
     _keep_libraries_quiet()
     from pipeline.sets.hub.push import push_set
     from pipeline.sets.hub.push_rules import PushChoice
@@ -110,8 +114,11 @@ def push(options: PushOptions) -> int:
     return 0
 
 
-def pull(options: PullOptions) -> int:
-    """Pull a set, and say where it is and what it lacks."""
+def run_pull(args: Sequence[str]) -> int:
+    """Run ``pull``: a set from the Hub, verified; say where it is and what it lacks."""
+    options = parse_options(PullOptions, args, "pull")
+    show_stage(f"pulling {options.repo}")
+    prepare_libraries()
     _keep_libraries_quiet()
     from pipeline.sets.hub.pull import PullChoice, pull_set
 

@@ -7,8 +7,9 @@ rendered and encoded once.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pipeline.examples.example import TrainingExample
 from pipeline.types import REJECTED, Message
@@ -56,6 +57,39 @@ def find_decision_points(
     by_place[given[0].decision_idx or 0] = given
     places = sorted(by_place) if decisions == "all" else [max(by_place)]
     return [point for place in places for point in by_place[place]]
+
+
+class AnswerCounts(NamedTuple):
+    """Assistant messages of logs: all of them, those that became points, those that ``all`` would use."""
+
+    said: int
+    used: int
+    usable: int
+
+
+NO_ANSWERS: Final = AnswerCounts(0, 0, 0)
+
+
+def count_answers(example: TrainingExample, points: Sequence[DecisionPoint]) -> AnswerCounts:
+    """Return how many answers of a log its ``points`` use, so that unused ones can be told of.
+
+    An example with a better continuation in place of what was said is no log: its place was chosen.
+
+    >>> talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    >>> log = TrainingExample.from_dict({"id": "x", "messages": talk * 2})
+    >>> count_answers(log, find_decision_points(log))
+    AnswerCounts(said=2, used=1, usable=2)
+    """
+    messages, place = example.messages, example.decision_idx
+    if messages is None or place is None or example.rejected is not None:
+        return NO_ANSWERS
+    if place < len(messages) and example.continuation != {"role": "assistant", **messages[place]}:
+        return NO_ANSWERS
+    said = {at for at, message in enumerate(messages) if message.get("role") == "assistant"}
+    usable = {at for at in said if _is_decision(example, at)} | {place}
+    used = {point.decision_idx for point in points}
+    # The answer to the whole log stands behind its messages.
+    return AnswerCounts(len(said | {place}), len(used), len(usable))
 
 
 def assign_split(conversation: str, validation_fraction: float) -> str:

@@ -29,6 +29,7 @@ from pipeline.rows.row_map import RowMap
 from pipeline.sets.place import Target, sync_file
 from pipeline.sets.rejects_file import RejectsFile
 from pipeline.sets.seal import complete_seal, hash_seal
+from pipeline.view.stages import show_stage
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def build_set(
             raise UsageError(
                 f"input: {', '.join(config.input)}: no line to read; expected JSONL examples"
             )
+        show_stage(f"writing {target.location}")
         mapped = open_shards([rows_path(folder, record.index) for record in records])
         assembly = assemble(mapped, config, earlier)
         judge_rejects(assembly, config.max_reject_rate, lines, target.rejects_file)
@@ -143,6 +145,7 @@ def _make_shards(
     }
     reused = len(done)
     missing = [shard for shard in plan.shards if shard.index not in done]
+    show_stage(f"making rows of {plan.bytes:,} bytes in {len(missing)} shards")
     settle(row_map, plan.shards[0])
     synced: list[Future[None]] = []
     with (

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.config import PrepareConfig, config_from_mapping
-from pipeline.errors import DataRefused, StoreFailed, UsageError, WorkerFailed
+from pipeline.errors import (
+    DataRefused,
+    StoreFailed,
+    UsageError,
+    WorkerFailed,
+    escape_controls,
+)
+from pipeline.job.prepared import Prepared
 from pipeline.lines.data_sets import expand_data_sets
 from pipeline.lines.files import SourceFile, find_files, spool_streams
 from pipeline.lines.plan import plan_shards
 from pipeline.sets.place import Target
 from pipeline.sets.seal import make_seal
 from pipeline.sets.store import fetch_inputs, is_address, open_target
+from pipeline.view.stages import show_stage
 
 if TYPE_CHECKING:
     from pipeline.rows.row_map import RowMap
@@ -27,74 +34,33 @@ if TYPE_CHECKING:
 _ON_THE_CARD: Final = ("license", "language", "pretty_name")
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a job left: its folder or address, its manifest, and what was done there.
+def prepare(
+    config: PrepareConfig | None = None, *, quiet: bool = False, **settings: Any
+) -> Prepared:
+    """Turn JSONL examples into a sealed Arrow data set at ``config.output``; print what was made.
 
-    ``rows_before`` were in the set that was replaced or added to (None: there was no set);
-    ``rows_added`` are new in it.
-    """
-
-    output: Path | str
-    manifest: dict[str, Any]
-    done: Literal["made", "replaced", "added", "unchanged"]
-    rows_before: int | None = None
-    rows_added: int = 0
-
-    @property
-    def was_ready(self) -> bool:
-        """True where the set was there already."""
-        return self.done == "unchanged"
-
-    @property
-    def digest(self) -> str:
-        """The content digest of the set, in hex."""
-        return self.manifest["digest"]
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        """Lines, rows, rejects and tokens of the job."""
-        return self.manifest["counts"]
-
-    def describe(self) -> str:
-        """Return in words what was done."""
-        rows: int = self.counts["rows"]
-        match self.done:
-            case "unchanged":
-                return "unchanged"
-            case "made":
-                return f"made {_say_rows(rows)}"
-            case "replaced":
-                found = "what was no set of ours"
-                if self.rows_before is not None:
-                    found = _say_rows(self.rows_before)
-                return f"replaced {found} by {rows}"
-            case "added":
-                before = self.rows_before or 0
-                gone = before + self.rows_added - rows
-                lost = f", in place of {gone} of them" if gone else ""
-                return f"added {self.rows_added} to {_say_rows(before)}{lost}"
-
-
-def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
-    """Turn JSONL examples into a sealed Arrow data set at ``config.output``.
-
-    Settings may be given as keywords instead. A target that already holds the set of this seal is
-    left as it is; one that another job made is replaced only under ``overwrite``. Raises `UsageError`
-    for wrong settings or paths, `UnreadableFile` for a file that cannot be read to its end, and
-    `DataRefused` where more than ``max_reject_rate`` of the lines were rejected (they are then in
-    ``OUTPUT.rejects.jsonl``, and nothing is published).
+    Settings may be given as keywords instead; ``quiet`` prints nothing. A target that already holds
+    the set of this seal is left as it is; one that another job made is replaced only under
+    ``overwrite``. Raises `UsageError` for wrong settings or paths, `UnreadableFile` for a file that
+    cannot be read to its end, and `DataRefused` where more than ``max_reject_rate`` of the lines were
+    rejected (they are then in ``OUTPUT.rejects.jsonl``, and nothing is published).
 
     Example::
 
-        prepare(input="logs.jsonl", tokenizer="org/model", output="out/set").digest
+        rows = prepare(input="logs.jsonl", tokenizer="org/model", output="out/set").load()["train"]
     """
     if config is not None and settings:
         raise UsageError(
             f"prepare: found a config and {', '.join(settings)}; "
             "expected one or the other (dataclasses.replace makes a changed config)"
         )
-    config = config or config_from_mapping(settings, "prepare")
+    prepared = _prepare(config or config_from_mapping(settings, "prepare"))
+    if not quiet:
+        print(escape_controls(prepared.summarize(), keep="\n"))
+    return prepared
+
+
+def _prepare(config: PrepareConfig) -> Prepared:
     if config.append and is_address(config.output):
         raise UsageError(
             f"append: {config.output} is on a store, where no file is added to; append to a set in a "
@@ -119,6 +85,7 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
             if not config.append:
                 target.check_origin(seal)
             before, stands = target.count_rows(), target.is_taken
+            show_stage(f"loading the tokenizer {config.tokenizer}")
             row_map = loading.result() if loading else _load_row_map(config, files)
         from pipeline.job.build import build_set
 
@@ -143,10 +110,6 @@ def prepare(config: PrepareConfig | None = None, **settings: Any) -> Prepared:
     if config.append:
         done = "added" if target.is_published else "unchanged"
     return Prepared(target.location, manifest, done, rows_before=before, rows_added=added)
-
-
-def _say_rows(number: int) -> str:
-    return f"{number} row" if number == 1 else f"{number} rows"
 
 
 def _load_row_map(config: PrepareConfig, files: Sequence[SourceFile]) -> RowMap:

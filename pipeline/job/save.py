@@ -56,7 +56,6 @@ def write_set(
     figures = SetFigures(folder)
     write_card(figures, manifest, builder)
     if config["report"]:
-        # Draws pictures, which takes a library that nothing else here needs.
         from pipeline.view.report import make_report
 
         page = make_report(figures, manifest, builder)

@@ -13,7 +13,7 @@ from pipeline.config import RowSettings, config_of_rows
 from pipeline.errors import UsageError
 from pipeline.examples.decisions import name_split
 from pipeline.job.assemble import assemble
-from pipeline.job.prepare import Prepared
+from pipeline.job.prepared import Prepared
 from pipeline.job.save import write_set
 from pipeline.rows.row_map import VERDICT_SCHEMA, RowMap
 from pipeline.rows.table import digest_rows

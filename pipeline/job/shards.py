@@ -13,6 +13,7 @@ import datasets
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused
+from pipeline.job.heap import give_back_free_memory
 from pipeline.job.shard import Progress, map_shard, read_lines_of
 from pipeline.job.shard_record import ShardRecord
 from pipeline.job.workers import OnProgress, run_shards
@@ -45,6 +46,8 @@ def load_row_map(config: PrepareConfig, files: Sequence[SourceFile]) -> RowMap:
     row_map = RowMap(settings=settings, on_reject="keep")
     row_map.load()
     give_back()
+    # What was read to build the tokenizer is freed by now, and would stay with this process.
+    give_back_free_memory()
     return row_map
 
 

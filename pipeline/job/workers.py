@@ -193,7 +193,6 @@ def _rare_collections() -> Generator[None]:
     Objects made before stay out of it altogether; in a worker, looking at them would copy their pages.
     """
     before = gc.get_threshold()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 1000)
     try:

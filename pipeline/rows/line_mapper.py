@@ -10,13 +10,21 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.config import RowSettings
 from pipeline.errors import Rejected
-from pipeline.examples.decisions import DecisionPoint, find_decision_points, name_split
+from pipeline.examples.decisions import (
+    NO_ANSWERS,
+    AnswerCounts,
+    DecisionPoint,
+    count_answers,
+    find_decision_points,
+    name_split,
+)
 from pipeline.examples.example import TrainingExample, read_id
 from pipeline.examples.line_parser import LineParser
 from pipeline.examples.shapes import read_row
@@ -38,11 +46,17 @@ class ShapeCounts:
 
     A line counts once for each name. Of more than 200 names those are kept that come first by length,
     then by letter, which any split of the lines gives alike; ``other_keys`` counts the rest.
+    ``answers`` are those of `pipeline.examples.decisions.count_answers`, summed.
     """
 
     formats: dict[str, int] = field(default_factory=dict[str, int])
     unread_keys: dict[str, int] = field(default_factory=dict[str, int])
     other_keys: int = 0
+    answers: AnswerCounts = NO_ANSWERS
+
+    def __post_init__(self) -> None:
+        # JSON, as the record of a shard is, has a list.
+        self.answers = AnswerCounts(*self.answers)
 
     @classmethod
     def from_described(cls, described: Mapping[str, Any]) -> ShapeCounts:
@@ -51,10 +65,12 @@ class ShapeCounts:
             formats=dict(described.get("by_format", {})),
             unread_keys=dict(described.get("unread_keys", {})),
             other_keys=described.get("other_unread_keys", 0),
+            answers=AnswerCounts(**described["answers"]) if "answers" in described else NO_ANSWERS,
         )
 
-    def add(self, format: str, unread: Iterable[str]) -> None:
+    def add(self, format: str, unread: Iterable[str], answers: AnswerCounts = NO_ANSWERS) -> None:
         """Count one line."""
+        self.answers = _sum(self.answers, answers)
         self.formats[format] = self.formats.get(format, 0) + 1
         # Names that are one once they are cut and cleaned count once as well.
         for name in {clean_name(name) for name in unread} if unread else ():
@@ -64,6 +80,7 @@ class ShapeCounts:
 
     def merge(self, other: ShapeCounts) -> None:
         """Add the counts of other lines."""
+        self.answers = _sum(self.answers, other.answers)
         for mine, theirs in (
             (self.formats, other.formats),
             (self.unread_keys, other.unread_keys),
@@ -80,6 +97,7 @@ class ShapeCounts:
             "by_format": dict(sorted(self.formats.items())),
             "unread_keys": dict(sorted(self.unread_keys.items())),
             "other_unread_keys": self.other_keys,
+            "answers": self.answers._asdict(),
         }
 
     def _forget_names(self) -> None:
@@ -89,6 +107,10 @@ class ShapeCounts:
             ordered = sorted(self.unread_keys, key=lambda name: (len(name), name))
             for name in ordered[_MOST_NAMES:]:
                 self.other_keys += self.unread_keys.pop(name)
+
+
+def _sum(one: AnswerCounts, other: AnswerCounts) -> AnswerCounts:
+    return AnswerCounts(*map(add, one, other))
 
 
 def clean_name(name: str) -> str:
@@ -218,7 +240,8 @@ class LineMapper:
             nothing = _no_provenance(source, _peek_id(text))
             yield _Draft(file, line.line, digest, nothing, error=error.without_frames())
             return
-        shapes.add(read.format, self._name_unread(read.unread, line))
+        answers = count_answers(read.example, points)
+        shapes.add(read.format, self._name_unread(read.unread, line), answers)
         for point in points:
             yield _Draft(file, line.line, digest, _provenance_of(point, source), point)
 

@@ -24,6 +24,7 @@ from pipeline.errors import escape_controls
 from pipeline.sets.figures import SetFigures
 from pipeline.sets.manifest import left_out_of
 from pipeline.sets.meanings import COLUMN_MEANINGS
+from pipeline.sets.pictures import draw_card
 from pipeline.sets.pieces import BOUNDARY, show_text, split_row
 from pipeline.sets.settings import write_command
 from pipeline.types import NUMERIC_COLUMNS, REJECTED, ROW_SCHEMA
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.sets.lengths import Lengths
 
 CARD: Final = "README.md"
-PICTURE: Final = "lengths.png"
+PICTURE: Final = "lengths.svg"
 TAG: Final = "context-frozen"
 """The tag that every card has."""
 
@@ -255,17 +256,11 @@ def _show_example(figures: SetFigures, builder: RowBuilder) -> dict[str, str] | 
 
 
 def _write_picture(folder: Path, figures: SetFigures, manifest: Mapping[str, Any]) -> bool:
-    """Write the picture where there is one to draw and something to draw it with."""
+    """Write the picture where there is one to draw."""
     if not manifest["config"].get("report") or not len(figures.total):
         return False
-    from pipeline.sets.pictures import draw_card
-
-    try:
-        picture = draw_card(figures, manifest["seal"]["settings"]["max_len"])
-    except ImportError:
-        # matplotlib is not installed; the table above has the figures.
-        return False
-    (folder / PICTURE).write_bytes(picture)
+    picture = draw_card(figures, manifest["seal"]["settings"]["max_len"])
+    (folder / PICTURE).write_text(picture, encoding="utf-8")
     return True
 
 

@@ -96,9 +96,13 @@ class Build:
         raise IndexError(number)
 
     def name_of(self, number: int) -> str:
-        """Return what a row is called: its id and source, else its place."""
+        """Return what a row is called: its id, decision point and source, else its place."""
         split, row = self.row(number)
-        return f"id {row['id']}  source {row['source']}" if "id" in row else f"{split} row {number}"
+        if "id" not in row:
+            return f"{split} row {number}"
+        named = {name: row[name] for name in KEY if row[name] not in ("", -1)}
+        named["source"] = row["source"]
+        return "  ".join(f"{name} {value}" for name, value in named.items())
 
 
 def _open_build(folder: Path) -> tuple[dict[str, Any], datasets.DatasetDict]:

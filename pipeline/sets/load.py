@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Iterator, Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,7 +39,7 @@ _MISPLACED = "the worse continuation of a pair belongs in the split rejected, an
 
 
 def load(
-    path: str | Path,
+    path: str | PathLike[str],
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     exclude_ids: Collection[str] = (),
     *,
@@ -51,7 +52,7 @@ def load(
     are left out, unless ``with_rejected`` asks for their split, ``rejected``. Raises `UsageError`
     where there is no set, `SealMismatch` where a file, the tokenizer or its template is not the sealed one.
     """
-    folder, manifest, splits = read_one_set(path, _open_checked)
+    folder, manifest, splits = read_one_set(fspath(path), _open_checked)
     if tokenizer is not None:
         _check_tokenizer(manifest, tokenizer)
     splits = _set_rejected_apart(splits)
@@ -109,14 +110,16 @@ def _name_preference(rows: datasets.Dataset) -> datasets.Dataset:
     return rows.add_column("preference", [REJECTED] * len(rows))  # type: ignore[call-arg]
 
 
-def verify(path: str | Path, tokenizer: str | PreTrainedTokenizerBase | None = None) -> list[str]:
+def verify(
+    path: str | PathLike[str], tokenizer: str | PreTrainedTokenizerBase | None = None
+) -> list[str]:
     """Return what is wrong with a saved set, a sentence each; an empty list where nothing is.
 
     Checks the sha256 of every file, the schema, the invariants of every row, the counts and the
     content digest; and, with ``tokenizer``, the seal. A manifest that was changed is the only
     finding, because nothing can be compared with it. Raises `UsageError` where there is no set.
     """
-    return read_one_set(path, lambda folder: _find_faults_of(folder, tokenizer))
+    return read_one_set(fspath(path), lambda folder: _find_faults_of(folder, tokenizer))
 
 
 def _open_checked(folder: Path) -> tuple[Path, dict[str, Any], datasets.DatasetDict]:
@@ -208,7 +211,12 @@ def _check_tokenizer(manifest: dict[str, Any], tokenizer: str | PreTrainedTokeni
         if isinstance(tokenizer, str)
         else TextEncoder(tokenizer, None)
     )
-    check_tokenizer(manifest["seal"], encoder, resolve_templates(encoder.tokenizer, None))
+    check_tokenizer(
+        manifest["seal"],
+        encoder,
+        resolve_templates(encoder.tokenizer, None),
+        manifest["config"]["tokenizer"],
+    )
 
 
 def _find_row_faults(splits: datasets.DatasetDict, manifest: dict[str, Any]) -> Iterator[str]:

@@ -11,13 +11,15 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.config import RowSettings
-from pipeline.errors import SealMismatch
+from pipeline.errors import SealMismatch, shorten_middle
 from pipeline.rows.seal import hash_json, make_row_seal
 
 if TYPE_CHECKING:
     from pipeline.prompt.chat_template import ChatTemplates
     from pipeline.tokens.encoder import TextEncoder
 
+_NAME_CHARACTERS = 50
+_DIGITS = 12
 _REMEDY = "use the tokenizer that the set was made with, or prepare it again"
 
 
@@ -107,22 +109,46 @@ def describe_encoder(encoder: TextEncoder) -> dict[str, Any]:
 
 
 def check_tokenizer(
-    seal: Mapping[str, Any], encoder: TextEncoder, templates: ChatTemplates
+    seal: Mapping[str, Any], encoder: TextEncoder, templates: ChatTemplates, made_with: str = ""
 ) -> None:
     """Refuse a tokenizer or template that is not the one the set was made with.
 
-    Raises `SealMismatch` with the key that differs.
+    ``made_with`` is the place of that one, by which an error names it. Raises `SealMismatch` with the
+    key that differs.
     """
-    check_encoder(seal, encoder)
+    check_encoder(seal, encoder, made_with)
     found = templates.sha256_by_name
     if seal["chat_template"] is None and seal["templates"] != found:
-        raise SealMismatch("seal.templates", seal["templates"], found, _REMEDY)
+        raise SealMismatch(
+            "seal.templates",
+            _spell(made_with, seal["templates"]),
+            _spell(_name_of(encoder), found),
+            _REMEDY,
+        )
 
 
-def check_encoder(seal: Mapping[str, Any], encoder: TextEncoder) -> None:
+def check_encoder(seal: Mapping[str, Any], encoder: TextEncoder, made_with: str = "") -> None:
     """Refuse a tokenizer whose ids are not those of the set. Raises `SealMismatch`."""
     # The class may differ: equal backends give equal ids under any class.
     made: str = seal["tokenizer"]["backend_sha256"]
     found: str = describe_encoder(encoder)["backend_sha256"]
     if made != found:
-        raise SealMismatch("seal.tokenizer.backend_sha256", made, found, _REMEDY)
+        raise SealMismatch(
+            "seal.tokenizer.backend_sha256",
+            _spell(made_with, made),
+            _spell(_name_of(encoder), found),
+            _REMEDY,
+        )
+
+
+def _name_of(encoder: TextEncoder) -> str:
+    return str(encoder.folder or encoder.tokenizer.name_or_path or type(encoder.tokenizer).__name__)
+
+
+def _spell(name: str, hashes: str | Mapping[str, str]) -> str:
+    """Return the name of a tokenizer, and then the beginning of what it is known by."""
+    if isinstance(hashes, str):
+        known_by = hashes[:_DIGITS]
+    else:
+        known_by = ", ".join(f"{key} {value[:_DIGITS]}" for key, value in hashes.items()) or "none"
+    return f"{shorten_middle(name, _NAME_CHARACTERS)} ({known_by})" if name else known_by

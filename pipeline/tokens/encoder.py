@@ -35,6 +35,9 @@ from pipeline.tokens.probes import refuse_other_ids, refuse_random_ids
 # Of what a library says of a folder that it cannot load.
 _MOST_WORDS = 400
 
+TOKENS_FOR_TABLE = 50_000
+"""Until so many were decoded, the table of bytes (of 150,000 tokens) costs more than it saves."""
+
 # Texts that a first-position rule would change: letters, spaces, newlines, digits, other scripts.
 _ANCHOR_PROBES = (
     "x",
@@ -91,6 +94,7 @@ class TextEncoder:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._encoder = CheckedEncoder(self._backend, encoder)
+        self._decoded = 0
 
     @classmethod
     def from_path(
@@ -219,7 +223,8 @@ class TextEncoder:
 
     def decode_after_context(self, batch: EncodedBatch) -> list[str]:
         """Return the text of each row of ids as it reads after a context."""
-        table = self._byte_table
+        self._decoded += len(batch.flat)
+        table = self._byte_table if self._decoded > TOKENS_FOR_TABLE else None
         if table is not None and table.covers(batch):
             # Byte-level tokens decode alike after any text.
             return table.decode(batch)

@@ -174,7 +174,7 @@ class _ChangeView:
         """Return the tokenizer of a set, or nothing where it is not there any more."""
         try:
             encoder = TextEncoder.from_path(tokenizer or build.manifest["config"]["tokenizer"])
-            check_encoder(build.manifest["seal"], encoder)
+            check_encoder(build.manifest["seal"], encoder, build.manifest["config"]["tokenizer"])
         except (UsageError, SealMismatch) as error:
             if tokenizer is not None:
                 raise

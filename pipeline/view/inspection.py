@@ -1,19 +1,29 @@
-"""``context-frozen inspect``: chosen rows of a set, on the terminal or on a page."""
+"""``context-frozen inspect``: chosen rows of a set or of a file of examples, on the terminal or on a page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 
+from pipeline.config import RowSettings
 from pipeline.errors import UsageError
+from pipeline.lines.data_sets import expand_data_sets
+from pipeline.lines.dataset import batch_lines
+from pipeline.lines.files import find_files
+from pipeline.lines.tables import read_file
+from pipeline.rows.row_map import RowMap
 from pipeline.sets.load import open_splits
 from pipeline.sets.manifest import read_manifest
 from pipeline.sets.one_set import read_one_set
 from pipeline.sets.row_choice import RowChoice, choose_rows
 from pipeline.sets.seal import check_encoder
 from pipeline.tokens.encoder import TextEncoder
+from pipeline.tokens.without_torch import give_back
+from pipeline.types import SPLITS
 from pipeline.view.page import describe_row, render_page, write_page
 from pipeline.view.tokens import TokenConsole, view_head, view_row
 
@@ -44,8 +54,33 @@ def inspect_set(
         raise UsageError(f"{path}: no split {split!r}; expected one of {sorted(map(str, splits))}")
     numbers = choose_rows(splits[split], path, choice)
     encoder = TextEncoder.from_path(tokenizer or manifest["config"]["tokenizer"])
-    check_encoder(manifest["seal"], encoder)
+    check_encoder(manifest["seal"], encoder, manifest["config"]["tokenizer"])
     return Inspection(path, split, splits[split], tuple(numbers), encoder)
+
+
+def inspect_lines(
+    path: str, choice: RowChoice, settings: RowSettings, *, most: int = 1000
+) -> Inspection:
+    """Return rows of the first lines of an input, made under ``settings`` and saved nowhere.
+
+    ``most`` lines are read; what is refused of them is left out, with a warning that counts it.
+    Raises `UsageError` for a tokenizer, row, id or flag that is not there.
+    """
+    to_rows = RowMap(settings=settings, on_reject="skip")
+    to_rows.load()
+    # `datasets` looks for torch among what is loaded.
+    give_back()
+    lines = (
+        (file.name, line)
+        for file in find_files(expand_data_sets([path]))
+        for line in read_file(file)
+    )
+    made = [to_rows(table) for table in batch_lines(islice(lines, most))]
+    if not made:
+        raise UsageError(f"{path}: no line to read; expected JSONL examples")
+    rows = datasets.Dataset(pa.concat_tables(made))
+    numbers = choose_rows(rows, path, choice)
+    return Inspection(path, SPLITS[0], rows, tuple(numbers), to_rows.mapper.builder.encoder)
 
 
 def print_inspection(inspection: Inspection, *, whitespace: bool = False) -> None:

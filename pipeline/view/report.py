@@ -5,20 +5,17 @@ The page has no clock and no random names: the same set gives the same bytes.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from markupsafe import Markup
-
 from pipeline.lines.bounded_json import NotThatJson, parse_object
-from pipeline.sets import pictures
 from pipeline.sets.figures import GroupFigures, SetFigures
 from pipeline.sets.load import restore_config
 from pipeline.sets.meanings import FLAG_MEANINGS, REJECT_REMEDIES
+from pipeline.sets.pictures import draw_all
 from pipeline.sets.row_choice import choose_telling_rows
 from pipeline.sets.seal import check_tokenizer
 from pipeline.sets.settings import flatten_record, write_command, write_value
@@ -27,8 +24,6 @@ from pipeline.view.tokenizer import describe_builder
 
 if TYPE_CHECKING:
     from pipeline.rows.builder import RowBuilder
-
-logger = logging.getLogger(__name__)
 
 _ROWS: Final = 30
 _TOKENS_OF_PART: Final = 600
@@ -84,7 +79,7 @@ def make_report(
         sums=list(_check_sums(counts, figures)),
         cards=list(_headline(counts)),
         lengths=figures.lengths,
-        pictures=_draw(figures, seal["settings"]["max_len"]),
+        pictures=draw_all(figures, seal["settings"]["max_len"]) if len(figures.total) else None,
         padding=figures.padding(),
         sharing=figures.sharing(),
         with_provenance=with_provenance,
@@ -114,7 +109,9 @@ def load_builder(manifest: Mapping[str, Any], tokenizer: str | None = None) -> R
     place = tokenizer or manifest["config"]["tokenizer"]
     # Nothing is encoded in bulk.
     builder = RowBuilder(restore_config(manifest, tokenizer=place, encoder="tokenizers"))
-    check_tokenizer(manifest["seal"], builder.encoder, builder.templates)
+    check_tokenizer(
+        manifest["seal"], builder.encoder, builder.templates, manifest["config"]["tokenizer"]
+    )
     return builder
 
 
@@ -144,7 +141,7 @@ def _check_sums(counts: Mapping[str, Any], figures: SetFigures) -> Iterator[SumC
     )
     served, shortened = counts["rows_as_served"], counts["rows_shortened"]
     yield SumCheck(
-        f"{rows:,} rows = {served:,} as served + {shortened:,} shortened",
+        f"{rows:,} rows = {served:,} whole, as the server would see them + {shortened:,} shortened to fit",
         rows == served + shortened and shortened == found.already_shortened,
     )
 
@@ -160,17 +157,6 @@ def _headline(counts: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         ("tokens dropped", tokens["dropped"]),
     ):
         yield {"name": name, "value": f"{value:,}"}
-
-
-def _draw(figures: SetFigures, max_len: int) -> dict[str, Markup] | None:
-    """Return the pictures by name, or nothing where there are no rows or no matplotlib."""
-    if not len(figures.total):
-        return None
-    try:
-        return pictures.draw_all(figures, max_len)
-    except ImportError as error:
-        logger.info("the report has no pictures: %s", error)
-        return None
 
 
 def _describe_flags(

@@ -43,7 +43,7 @@ def load(job: Job) -> Callable[[], Made]:
     shards.load_row_map = lambda config, files: row_map
 
     def make() -> Made:
-        counts = prepare(config).counts
+        counts = prepare(config, quiet=True).counts
         return Made(counts["rows"], counts["tokens"]["total"])
 
     return make

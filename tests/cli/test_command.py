@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import pty
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
+import pipeline
 from pipeline.cli import command as cli
-from pipeline.cli.command import main, parse_config
+from pipeline.cli.command import main
+from pipeline.cli.options import parse_config
+from pipeline.cli.words import EXAMPLES
+from pipeline.config import PrepareConfig
 from pipeline.errors import UsageError, WorkerFailed
 from tests.conftest import ROOT, installed_command, write_lines
 
@@ -100,7 +109,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["prepare", "--tokeniser=x"], "unknown flag --tokeniser; did you mean 'tokenizer'?"),
         (["prepare", "--zzz"], "unknown flag --zzz; known: "),
         (["prepare", "--no_max_len"], "unknown flag --no_max_len"),
-        (["prepare", "--config"], "--config: nothing after it; expected a YAML file"),
+        (["prepare", "--config"], "prepare: --config: expected one argument"),
         (
             ["prepare", "--config", "no.yaml"],
             "no.yaml: No such file or directory; expected a YAML file",
@@ -407,3 +416,114 @@ def test_the_installed_command_is_quiet_where_no_terminal_is(
     # Progress bars belong on a terminal; a log file gets lines.
     assert "\r" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---- what the command says of itself
+
+
+def run_python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+def test_the_package_is_a_command_too_and_both_say_their_release() -> None:
+    said = run_python("-m", "pipeline", "--version").stdout
+    assert said == f"context-frozen {pipeline.__version__}\n"
+    assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_help_of_a_verb_has_an_example_that_its_parser_takes(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_quietly(verb, "--help") == 0
+    shown = capsys.readouterr().out
+    assert EXAMPLES[verb] in shown
+    command, said, *arguments = shlex.split(EXAMPLES[verb])
+    assert (command, said) == ("context-frozen", verb)
+    # A wrong flag is refused before anything is done.
+    assert run_quietly(verb, *arguments) != 70
+    assert "unknown flag" not in capsys.readouterr().err
+
+
+def test_help_shows_each_setting_of_prepare_in_one_group(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_quietly("prepare", "--help")
+    shown = capsys.readouterr().out
+    titles = ["input", "template and server", "length", "output", "job", "engines"]
+    places = [shown.index(f"\n{title}:\n") for title in titles]
+    assert places == sorted(places)
+    for item in dataclasses.fields(PrepareConfig):
+        assert len(re.findall(rf"^  --{item.name}\b", shown, re.M)) == 1, item.name
+
+
+def test_places_have_names(capsys: pytest.CaptureFixture[str]) -> None:
+    run_quietly("diff", "--help")
+    assert "usage: context-frozen diff BEFORE AFTER [--setting" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            ["--report", "false"],
+            "--report: found the value false; expected none: a switch is given",
+        ),
+        (["--report=no"], "by its name alone, here --no_report"),
+        (["--no-report", "true"], "by its name alone, here --no_report"),
+        (["--report=maybe"], "--report: found the value maybe; expected none"),
+        (["--max_len", "abc"], "--max_len: found abc; expected a whole number"),
+        (["--max_len", "1"], "max_len: found 1; expected at least 2 tokens"),
+        (["--server", "tgi"], "--server: found tgi; expected 'vllm' or 'sglang' or 'plain'"),
+        (["--server_options", "[1]"], "--server_options: found [1]; expected one JSON object"),
+        (["stray"], "prepare: unrecognized arguments: stray"),
+    ],
+    ids=str,
+)
+def test_whatever_is_wrong_is_said_in_one_style(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], wrong: list[str], words: str
+) -> None:
+    assert run_quietly(*arguments, *wrong) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert shown.out == ""
+
+
+def test_a_setting_without_a_value_by_default_is_taken_back_by_none(tmp_path: Path) -> None:
+    path = write_yaml(tmp_path, input="a", tokenizer="t", output="o", max_continuation=5)
+    config = parse_config(["--config", path, "--max_continuation", "none"])
+    assert config.max_continuation is None
+    assert parse_config(["--config", path]).max_continuation == 5
+
+
+def test_a_switch_may_stand_before_what_is_given_by_its_place(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_quietly("verify", "--json", "no/such/set") == 2
+    assert "expected the folder of a prepared set" in capsys.readouterr().err
+
+
+def test_a_terminal_is_told_each_stage_and_a_log_file_nothing(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    quiet = run_python("-m", "pipeline", *arguments)
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    shutil.rmtree(tmp_path / "set")
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        cwd=ROOT,
+        timeout=120,
+    )
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    told = ["reading", "loading the tokenizer", "making rows of", "writing"]
+    places = [shown.index(f"context-frozen: {words}") for words in told]
+    assert places == sorted(places)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import command as cli
+from pipeline.cli.process import hear_signals
 from pipeline.config import PrepareConfig
 from pipeline.job.prepare import prepare
 from pipeline.sets.place import Target
@@ -37,7 +38,7 @@ def test_each_signal_says_the_same_and_has_the_code_of_a_shell(
         pytest.fail("it goes on")
 
     monkeypatch.setitem(cli.VERBS, "prepare", cli.Verb(stop, ""))
-    cli._hear_signals()
+    hear_signals()
     assert cli.main(["prepare"]) == code
     said = "context-frozen: stopped; the output is as it was before; a new run goes on from here\n"
     assert capsys.readouterr().err == said
@@ -46,7 +47,7 @@ def test_each_signal_says_the_same_and_has_the_code_of_a_shell(
 def test_a_signal_that_is_ignored_stays_so() -> None:
     # What nohup does.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    cli._hear_signals()
+    hear_signals()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
@@ -66,7 +67,7 @@ def test_a_signal_beside_the_exchange_leaves_the_old_set_or_ends_as_done(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Target, "publish", stopped)
-    cli._hear_signals()
+    hear_signals()
     if moment == "after":
         made = prepare(make_config(lines))
         assert made.describe() == "made 5 rows"

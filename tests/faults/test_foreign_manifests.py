@@ -14,14 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli.command import main
-from pipeline.cli.seeing import (
-    DiffOptions,
-    InspectOptions,
-    ReportOptions,
-    show_differences,
-    show_report,
-    show_rows,
-)
+from pipeline.cli.seeing import run_diff, run_inspect, run_report
 from pipeline.errors import ContextFrozenError
 from pipeline.job.append import open_earlier_set
 from pipeline.sets.damage import hash_manifest
@@ -137,13 +130,10 @@ def ask_all(
     settings = ("--tokenizer", str(repository / "configs/tokenizer"), "--num_proc", "1")
     settings += ("--overlong", "cut_left", "--max_len", "768", "--no_report")
     seal = json.loads((quickstart_set / MANIFEST).read_bytes())["seal"]
-    # Without the parser of flags, which takes longer than all else.
     readers: dict[str, Callable[[], object]] = {
-        "report": lambda: show_report(ReportOptions(set=str(foreign))),
-        "inspect": lambda: show_rows(InspectOptions(set=str(foreign), rows=1)),
-        "diff": lambda: show_differences(
-            DiffOptions(before=str(quickstart_set), after=str(foreign), rows=1)
-        ),
+        "report": lambda: run_report([str(foreign)]),
+        "inspect": lambda: run_inspect([str(foreign), "--rows", "1"]),
+        "diff": lambda: run_diff([str(quickstart_set), str(foreign), "--rows", "1"]),
         "verify": lambda: verify(foreign),
         "load": lambda: load(foreign),
         "append": lambda: open_earlier_set(foreign, seal),

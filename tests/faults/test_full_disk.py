@@ -68,7 +68,7 @@ def run(order):
                 before(build, "assemble", lambda: marks.append(used()))
                 before(save, "write_card", lambda: marks.append(used()))
                 before(Target, "publish", lambda: marks.append(used()))
-            manifest = job.prepare(config_from_mapping(order["config"], "test")).manifest
+            manifest = job.prepare(config_from_mapping(order["config"], "test"), quiet=True).manifest
             answer = {"digest": manifest["digest"], "used": marks}
         except BaseException as error:
             code = getattr(error, "exit_code", None)

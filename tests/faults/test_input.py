@@ -120,7 +120,7 @@ JOB = """
 import json, resource, sys
 from pipeline.config import config_from_mapping
 from pipeline.job.prepare import prepare
-counts = prepare(config_from_mapping(json.loads(sys.argv[1]), "test")).counts
+counts = prepare(config_from_mapping(json.loads(sys.argv[1]), "test"), quiet=True).counts
 own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"counts": counts, "peak": own}))
 """

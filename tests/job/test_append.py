@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipeline import prepare
 from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused, SealMismatch, UsageError
-from pipeline.job.prepare import Prepared
+from pipeline.job.prepared import Prepared
 from pipeline.sets.load import verify
 from tests.conftest import ROOT, shards_of, talk, write_lines
 

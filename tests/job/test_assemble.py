@@ -21,7 +21,8 @@ from pipeline.config import PrepareConfig, RowSettings
 from pipeline.errors import DataRefused
 from pipeline.job.assemble import Assembly, assemble
 from pipeline.job.build import judge_rejects
-from pipeline.job.prepare import Prepared, prepare
+from pipeline.job.prepare import prepare
+from pipeline.job.prepared import Prepared
 from pipeline.rows.row_map import VERDICT_SCHEMA
 from pipeline.rows.table import sum_digests
 from pipeline.sets.load import verify

@@ -374,7 +374,7 @@ from pipeline.job import shards
 from pipeline.lines import plan
 plan.LEAST_SHARD_BYTES, shards.BYTES_PER_WORKER = 200, 1
 from pipeline import prepare
-print(prepare(**json.loads(sys.argv[1])).counts["rows"])
+print(prepare(quiet=True, **json.loads(sys.argv[1])).counts["rows"])
 """
 
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from pipeline.config import PrepareConfig
 from pipeline.job.prepare import prepare
-from pipeline.sets import pictures
 from pipeline.sets.card import fence, name_size
 from pipeline.sets.meanings import COLUMN_MEANINGS
 from pipeline.types import NUMERIC_COLUMNS, ROW_SCHEMA
@@ -168,7 +167,7 @@ def test_the_size_is_a_class_of_the_hub(rows: int, size: str) -> None:
 def test_a_set_without_rows_has_a_card(make_card: Callable[..., DatasetCard]) -> None:
     card = make_card("no example", max_reject_rate=1.0, report=True)
     assert "| rows | 0 (0 train) |" in card.text
-    assert "lengths.png" not in card.text
+    assert "lengths.svg" not in card.text
     assert "## One row" not in card.text
 
 
@@ -178,27 +177,16 @@ def test_a_set_without_rows_has_a_card(make_card: Callable[..., DatasetCard]) ->
 def test_the_picture_stands_beside_the_card_of_a_set_with_a_report(
     make_card: Callable[..., DatasetCard], tmp_path: Path
 ) -> None:
-    assert "](lengths.png)" in make_card(report=True).text
-    assert (tmp_path / "set" / "lengths.png").read_bytes().startswith(b"\x89PNG")
-    assert "lengths.png" in manifest_of(tmp_path)["files"]
+    assert "](lengths.svg)" in make_card(report=True).text
+    assert (tmp_path / "set" / "lengths.svg").read_bytes().startswith(b"<svg xmlns=")
+    assert "lengths.svg" in manifest_of(tmp_path)["files"]
 
 
 def test_without_a_report_there_is_no_picture(
     make_card: Callable[..., DatasetCard], tmp_path: Path
 ) -> None:
-    assert "lengths.png" not in make_card(report=False).text
-    assert not (tmp_path / "set" / "lengths.png").exists()
-
-
-def test_without_matplotlib_there_is_no_picture(
-    make_card: Callable[..., DatasetCard], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
-        raise ImportError("no matplotlib")
-
-    monkeypatch.setattr(pictures, "draw_card", fail)
-    monkeypatch.setattr(pictures, "draw_all", fail)
-    assert "lengths.png" not in make_card(report=True).text
+    assert "lengths.svg" not in make_card(report=False).text
+    assert not (tmp_path / "set" / "lengths.svg").exists()
 
 
 def test_the_same_set_has_the_same_card_and_picture(
@@ -213,7 +201,7 @@ def test_the_same_set_has_the_same_card_and_picture(
         for output in outputs
     ]
     assert cards[0] == cards[1]
-    first, second = ((output / "lengths.png").read_bytes() for output in outputs)
+    first, second = ((output / "lengths.svg").read_bytes() for output in outputs)
     assert first == second
 
 

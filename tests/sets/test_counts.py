@@ -87,4 +87,5 @@ def test_what_a_manifest_counts() -> None:
         "by_format": {},
         "unread_keys": {},
         "other_unread_keys": 0,
+        "answers": {"said": 0, "used": 0, "usable": 0},
     }

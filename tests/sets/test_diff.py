@@ -50,7 +50,7 @@ def build(make_config: Callable[..., PrepareConfig], tmp_path: Path) -> Callable
         folder.mkdir(exist_ok=True)
         lines = write_lines(folder / "in.jsonl", examples)
         config = make_config(lines, output=str(tmp_path / name), **settings)
-        return prepare(config).output
+        return prepare(config, quiet=True).output
 
     return make
 
@@ -240,7 +240,7 @@ def test_the_first_difference_is_shown_in_its_surroundings(
     before, after = str(build("before")), str(build("after", other))
     assert main(["diff", before, after]) == 1
     shown = capsys.readouterr().out
-    assert "changed: id e0  source in.jsonl:1  tokens, labels" in shown
+    assert "changed: id e0  decision_idx 3  source in.jsonl:1  tokens, labels" in shown
     assert re.search(r"^- .*Are you sure\?.*▌The answer is 0\.<\|im_end\|>$", shown, re.MULTILINE)
     assert re.search(r"^\+ .*▌The answer is not 0\. 🙂<\|im_end\|>$", shown, re.MULTILINE)
     row = load(before)["train"][0]
@@ -271,7 +271,7 @@ def test_machines_get_the_same_as_json(
     assert found["equal"] is False
     assert found["rows"]["changed_by"] == {"tokens": 1, "labels": 1}
     assert found["rows"]["first_changed"] == [
-        {"row": "id e2  source in.jsonl:3", "aspects": ["tokens", "labels"]}
+        {"row": "id e2  decision_idx 3  source in.jsonl:3", "aspects": ["tokens", "labels"]}
     ]
     assert found["settings"] == {}
 

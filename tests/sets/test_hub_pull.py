@@ -334,7 +334,7 @@ def test_a_manifest_made_by_another_hand_is_refused(
 
 def test_a_page_and_a_picture_of_others_are_made_anew(pushed: Repo, tmp_path: Path) -> None:
     page = b"<html><script>fetch('http://elsewhere/')</script></html>"
-    theirs = {"report.html": page, "lengths.png": page}
+    theirs = {"report.html": page, "lengths.svg": page}
     entries = {
         name: {"bytes": len(page), "sha256": hashlib.sha256(page).hexdigest()} for name in theirs
     }
@@ -344,7 +344,7 @@ def test_a_page_and_a_picture_of_others_are_made_anew(pushed: Repo, tmp_path: Pa
     contents = contents_of(pulled.output)
     assert b"30" in contents["report.html"]
     assert not any(b"elsewhere" in content for content in contents.values())
-    assert "lengths.png" not in contents
+    assert "lengths.svg" not in contents
     assert verify(pulled.output) == []
 
 

@@ -108,9 +108,9 @@ def test_a_push_makes_a_private_repository_with_all_of_the_set(hub: Hub, made: P
         "README.md",
         "data/train-00000-of-00001.parquet",
         "data/validation-00000-of-00001.parquet",
-        *("examples.sha256", "lengths.png", "manifest.json", "rejects.jsonl", "report.html"),
+        *("examples.sha256", "lengths.svg", "manifest.json", "rejects.jsonl", "report.html"),
     }
-    for name in ("examples.sha256", "lengths.png", "rejects.jsonl", "report.html"):
+    for name in ("examples.sha256", "lengths.svg", "rejects.jsonl", "report.html"):
         assert repo.files[name] == (made / name).read_bytes()
     assert load() == rows_of(made)
 
@@ -173,7 +173,7 @@ def test_what_is_public_does_not_say_where_rows_came_from(hub: Hub, made: Path) 
     repo = hub.repos[REPO]
     assert not repo.private
     assert not {"rejects.jsonl", "examples.sha256"} & set(repo.files)
-    assert {"report.html", "lengths.png"} <= set(repo.files)
+    assert {"report.html", "lengths.svg"} <= set(repo.files)
     said = texts_of(repo)
     for secret in (*SECRETS, "home-of-the-tests", "logs.jsonl:", "Is e3 there?"):
         assert secret not in said
@@ -283,7 +283,7 @@ def test_overwrite_replaces_the_set_and_all_that_stood_beside_it(
     push(other, overwrite=True)
     assert load() == rows_of(other)
     files = hub.repos[REPO].files
-    assert not {"report.html", "lengths.png"} & set(files)
+    assert not {"report.html", "lengths.svg"} & set(files)
     card = files["README.md"].decode()
     assert manifest_of(made / "manifest.json")["digest"] not in card
     assert card.count("<!-- context-frozen default ") == 1

@@ -21,6 +21,7 @@ from pipeline.prompt.request import SERVER_VERSIONS
 from pipeline.rows import seal as row_seal
 from pipeline.rows.seal import hash_file_bytes, hash_json
 from pipeline.sets.seal import (
+    check_encoder,
     check_tokenizer,
     complete_seal,
     describe_encoder,
@@ -273,6 +274,17 @@ def test_a_tokenizer_with_one_more_token_is_refused(seal: dict[str, Any], folder
         check(seal, tokenizer)
     assert caught.value.key == "seal.tokenizer.backend_sha256"
     assert "prepare it again" in str(caught.value)
+
+
+def test_both_tokenizers_are_named_before_their_hashes(seal: dict[str, Any], folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    encoder = TextEncoder(tokenizer, folder)
+    with pytest.raises(SealMismatch) as caught:
+        check_encoder(seal, encoder, "org/model")
+    made, found = seal["tokenizer"]["backend_sha256"][:12], encoder.state_sha256[:12]
+    assert f"made with org/model ({made}), found " in str(caught.value)
+    assert f"{folder.name} ({found}); use the tokenizer" in str(caught.value)
 
 
 def test_a_tokenizer_with_another_merge_is_refused(seal: dict[str, Any], folder: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.tokens import pieces as text_pieces
 from pipeline.tokens.backends import StockEncoder
-from pipeline.tokens.encoder import TextEncoder
+from pipeline.tokens.encoder import TOKENS_FOR_TABLE, TextEncoder
 from pipeline.tokens.ids import EncodedBatch, join_lists
 from tests.conftest import ROOT, require_shared
 from tests.tokens.test_encoder import ASSETS, TEXTS
@@ -105,6 +105,8 @@ def test_ids_decode_as_the_backend_decodes_them(
     assert (stock._byte_table is None) == (name in PREFIX_SPACE | {"gemma-3"})
     anchor_ids, anchor_text = stock._anchor
     ids = st.integers(0, stock.vocabulary_size - 1)
+    # From here on by the table, where there is one.
+    auto.decode_after_context(join_lists([[0] * (TOKENS_FOR_TABLE + 1)]))
 
     @given(st.lists(st.lists(ids, max_size=20), max_size=4))
     @settings(max_examples=60)

@@ -18,7 +18,6 @@ from datasets import load_dataset, load_from_disk
 from pipeline.cli.command import main
 from pipeline.config import PrepareConfig
 from pipeline.job.prepare import prepare
-from pipeline.sets import pictures
 from pipeline.sets.figures import SetFigures
 from pipeline.sets.load import load, read_manifest
 from pipeline.sets.meanings import FLAG_MEANINGS, REJECT_REMEDIES
@@ -226,19 +225,6 @@ def test_the_manifest_needs_not_be_there_yet(
 def test_ids_in_pictures_are_not_shared(page: str) -> None:
     ids = [attributes["id"] for _, attributes in Page(page).elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-
-
-def test_without_matplotlib_a_note_stands_in_place_of_the_pictures(
-    quickstart_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise ImportError("No module named 'matplotlib'")
-
-    monkeypatch.setattr(pictures, "draw_all", refuse)
-    text = write_page(quickstart_set, tmp_path / "report.html")
-    assert "<svg" not in text
-    assert "install matplotlib" in text
-    assert "What each max_len would cost" in text
 
 
 # ---- data that would act

@@ -292,7 +292,7 @@ def test_beside_the_rows_stand_manifest_rejects_and_card(quickstart_set: Path) -
         "README.md",
         "dataset_dict.json",
         "examples.sha256",
-        "lengths.png",
+        "lengths.svg",
         MANIFEST,
         "rejects.jsonl",
         "report.html",
@@ -460,7 +460,7 @@ def test_a_second_run_loads_nothing_heavy(made: PrepareConfig) -> None:
         "from pipeline.job.prepare import prepare\n"
         "from pipeline.config import config_from_mapping\n"
         "config = config_from_mapping(json.loads(sys.argv[1]), 'test')\n"
-        "assert prepare(config).was_ready\n"
+        "assert prepare(config, quiet=True).was_ready\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'tokenizers'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
@@ -806,7 +806,8 @@ def test_standard_input_is_read_and_sealed_by_its_content(
         "import json, sys\n"
         "from pipeline.job.prepare import prepare\n"
         "from pipeline.config import config_from_mapping\n"
-        "made = prepare(config_from_mapping(json.loads(sys.argv[1]), 'test'))\n"
+        "config = config_from_mapping(json.loads(sys.argv[1]), 'test')\n"
+        "made = prepare(config, quiet=True)\n"
         "print(json.dumps([made.was_ready, made.counts['rows'], made.manifest['seal']['input']]))\n"
     )
     answers: list[Any] = []

@@ -37,7 +37,7 @@ from pipeline.lines import plan
 
 # A shell's background job begins with Ctrl-C ignored, and so does what it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-job.prepare(config_from_mapping(json.loads(sys.argv[1]), "test"))
+job.prepare(config_from_mapping(json.loads(sys.argv[1]), "test"), quiet=True)
 plan.LEAST_SHARD_BYTES, shards.BYTES_PER_WORKER = 300, 1
 
 def stop(order):
@@ -76,7 +76,7 @@ for line in sys.stdin:
         os.close(read)
         try:
             arrange(order)
-            answer = job.prepare(config_from_mapping(order["config"], "test")).manifest
+            answer = job.prepare(config_from_mapping(order["config"], "test"), quiet=True).manifest
         except BaseException as error:
             answer = {"error": type(error).__name__, "text": str(error)}
         os.write(write, json.dumps(answer).encode()[:60000])

@@ -14,7 +14,8 @@ import pytest
 from pipeline.config import PrepareConfig
 from pipeline.job.engines.executors import plan_tasks
 from pipeline.job.engines.plan_file import JobPlan
-from pipeline.job.prepare import Prepared, prepare
+from pipeline.job.prepare import prepare
+from pipeline.job.prepared import Prepared
 from pipeline.job.shard_record import ShardRecord, read_finished, record_path
 from pipeline.job.shards import load_row_map
 from pipeline.lines.files import SourceFile

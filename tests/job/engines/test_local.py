@@ -15,7 +15,7 @@ import pytest
 from datasets.distributed import split_dataset_by_node
 
 from pipeline.errors import UnreadableFile, WorkerFailed
-from pipeline.job.prepare import Prepared
+from pipeline.job.prepared import Prepared
 from pipeline.sets.load import verify
 from pipeline.sets.place import MANIFEST
 from tests.conftest import ROOT, write_lines

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UsageError, WorkerFailed
-from pipeline.job.prepare import Prepared
+from pipeline.job.prepared import Prepared
 from tests.conftest import write_lines
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'context-frozen[scale]'")

@@ -16,7 +16,7 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import UsageError, WorkerFailed
 from pipeline.job.engines import slurm
 from pipeline.job.engines.slurm import SlurmEngine, format_ranges, format_script
-from pipeline.job.prepare import Prepared
+from pipeline.job.prepared import Prepared
 from tests.conftest import ROOT
 from tests.job.engines.conftest import KILL
 

@@ -1,0 +1,153 @@
+"""``context-frozen check --input``: what rows are, before any job, and without a tokenizer if need be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+from pipeline.config import RowSettings, read_settings
+from pipeline.errors import Rejected
+from pipeline.examples.decisions import count_answers, find_decision_points
+from pipeline.examples.line_parser import LineParser
+from pipeline.examples.shapes import check_format, read_row
+from pipeline.lines.data_sets import expand_data_sets
+from pipeline.lines.files import find_files
+from pipeline.lines.tables import read_file
+from pipeline.lines.text import SourceLine
+from pipeline.view.read_lines import describe_reading
+
+MOST_LINES: Final = 1000
+"""Of an input that are looked at."""
+
+_OF_REJECT: Final = ("code", "reject_reason", "excerpt")
+
+
+class Refusal(NamedTuple):
+    """The first line that is refused for one reason, by its code."""
+
+    source: str
+    code: str
+    reason: str
+
+
+@dataclass(slots=True)
+class InputCheck:
+    """What the first lines of an input are.
+
+    ``said``, ``used`` and ``usable`` are those of `pipeline.examples.decisions.count_answers`, summed.
+    ``tokenizer`` is None where nothing was rendered.
+    """
+
+    input: str
+    tokenizer: str | None = None
+    lines: int = 0
+    is_whole: bool = True
+    formats: Counter[str] = field(default_factory=Counter[str])
+    unread: Counter[str] = field(default_factory=Counter[str])
+    said: int = 0
+    used: int = 0
+    usable: int = 0
+    refused: Counter[str] = field(default_factory=Counter[str])
+    first_refused: list[Refusal] = field(default_factory=list[Refusal])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON can hold them."""
+        return {
+            "input": self.input,
+            "tokenizer": self.tokenizer,
+            "lines": self.lines,
+            "is_whole": self.is_whole,
+            "by_format": dict(sorted(self.formats.items())),
+            "unread_keys": dict(sorted(self.unread.items())),
+            "answers": {"said": self.said, "used": self.used, "usable": self.usable},
+            "refused": dict(self.refused.most_common()),
+            "first_refused": [each._asdict() for each in self.first_refused],
+        }
+
+    def refuse(self, source: str, error: Rejected) -> None:
+        """Count what is refused; the first of each code is kept."""
+        if not self.refused[error.code]:
+            words = str(error).removeprefix(f"{error.code}: ")
+            self.first_refused.append(Refusal(source, error.code, words))
+        self.refused[error.code] += 1
+
+
+def check_input(path: str, values: Mapping[str, Any], tokenizer: str | None = None) -> InputCheck:
+    """Return what the first 1,000 lines of an input are, under the settings ``values`` of rows.
+
+    With a ``tokenizer`` they are also rendered, so that what the template refuses is told. Raises
+    `UsageError` for a path or setting that is wrong, `UnreadableFile` as a job would.
+    """
+    settings = read_settings(RowSettings, {**values, "tokenizer": tokenizer or ""}, "check")
+    check_format(settings.format)
+    checked = InputCheck(path, tokenizer)
+    lines = list(islice(_read_lines(path), MOST_LINES + 1))
+    checked.is_whole = len(lines) <= MOST_LINES
+    checked.lines = min(len(lines), MOST_LINES)
+    parser = LineParser()
+    for file, line in lines[:MOST_LINES]:
+        try:
+            _count_line(checked, line, parser, settings)
+        except Rejected as error:
+            checked.refuse(f"{file}:{line.line}", error)
+    if tokenizer is not None:
+        _render(checked, lines[:MOST_LINES], settings)
+    return checked
+
+
+def describe_input(checked: InputCheck) -> Iterator[str]:
+    """Yield the lines that say it."""
+    first = "" if checked.is_whole else "the first "
+    yield f"{checked.input}: {first}{checked.lines:,} lines looked at"
+    for words in describe_reading(checked.to_dict()):
+        yield f"  {words}"
+    number = sum(checked.refused.values())
+    by = "" if checked.tokenizer is None else f" with the template of {checked.tokenizer}"
+    yield f"  {number:,} would be refused{by}" + (":" if number else "")
+    for source, code, reason in checked.first_refused:
+        yield f"    {code} {checked.refused[code]:,}, first {source}: {reason}"
+    if checked.tokenizer is None:
+        yield "  --tokenizer path/to/model also tells what its template would refuse"
+
+
+def _read_lines(path: str) -> Iterator[tuple[str, SourceLine]]:
+    for file in find_files(expand_data_sets([path])):
+        for line in read_file(file):
+            yield file.name, line
+
+
+def _count_line(
+    checked: InputCheck, line: SourceLine, parser: LineParser, settings: RowSettings
+) -> None:
+    """Count a line. Raises `Rejected` where it is no example."""
+    if line.reject is not None:
+        raise line.reject
+    read = read_row(parser.parse(line.text or ""), settings.format, "")
+    points = find_decision_points(read.example, settings.decisions)
+    checked.formats[read.format] += 1
+    checked.unread.update(read.unread | line.unread_columns)
+    said, used, usable = count_answers(read.example, points)
+    checked.said += said
+    checked.used += used
+    checked.usable += usable
+
+
+def _render(
+    checked: InputCheck, lines: Sequence[tuple[str, SourceLine]], settings: RowSettings
+) -> None:
+    """Count what is refused once the lines are rendered, in place of what was counted before."""
+    from pipeline.lines.dataset import batch_lines
+    from pipeline.rows.row_map import RowMap
+
+    to_rows = RowMap(settings=settings, on_reject="keep")
+    checked.refused.clear()
+    checked.first_refused.clear()
+    for table in batch_lines(lines):
+        found = to_rows.map_table(table).select(["source", *_OF_REJECT]).to_pylist()
+        for row in found:
+            if row["code"] is not None:
+                error = Rejected(*(row[name] for name in _OF_REJECT))
+                checked.refuse(row["source"], error)

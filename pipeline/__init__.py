@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.train.collate import ContextFrozenCollator
     from pipeline.train.feed import DeviceFeeder
     from pipeline.train.sampling import ContextGroupSampler, LengthBatchSampler
-    from pipeline.train.step import context_frozen_loss
+    from pipeline.train.step import context_frozen_loss, frozen_losses
     from pipeline.train.token_rows import rows_as_id_pairs
 
 _HOMES = {
@@ -32,6 +32,7 @@ _HOMES = {
     "LengthBatchSampler": "pipeline.train.sampling",
     "TrainingExample": "pipeline.examples.example",
     "context_frozen_loss": "pipeline.train.step",
+    "frozen_losses": "pipeline.train.step",
     "load": "pipeline.sets.load",
     "load_examples": "pipeline.examples.example",
     "prepare": "pipeline.job.prepare",
@@ -48,6 +49,7 @@ __all__ = [
     "RowMap",
     "TrainingExample",
     "context_frozen_loss",
+    "frozen_losses",
     "load",
     "load_examples",
     "load_lines",

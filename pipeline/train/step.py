@@ -7,7 +7,7 @@ recurrent states. Phase 2 runs from the last context token on, with gradients, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -33,6 +33,8 @@ from pipeline.types import IGNORE_LABEL
 # not mask (`create_recurrent_attention_mask`), so padding in it would enter the state.
 _MIN_CONTEXT_WIDTH = 2
 
+_ROW_NAMES = ("input_ids", "attention_mask", "position_ids", "labels", "weights")
+
 
 def context_frozen_loss(
     model: torch.nn.Module, batch: Mapping[str, Any], num_items: float | Tensor | None = None
@@ -55,21 +57,45 @@ def context_frozen_loss(
         batch = ContextFrozenCollator("split")(rows)
         context_frozen_loss(model, batch).backward()
     """
-    # A count on a device is not looked at, which would wait for it.
-    is_known = not isinstance(num_items, Tensor) or num_items.device.type == "cpu"
-    if num_items is not None and is_known and not 0 < float(num_items) < float("inf"):
-        raise UsageError(f"num_items is {num_items}; expected the positive count_items of the step")
-    logits = continuation_logits(model, batch)
-    labels = batch["labels"].to(logits.device, torch.int64)
-    token_losses = cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        labels[:, 1:].flatten(),
-        ignore_index=IGNORE_LABEL,
-        reduction="none",
-    )
-    weights = batch["weights"].to(logits.device)
-    weighted = (token_losses.view(len(labels), -1).sum(dim=1) * weights).sum()
+    _refuse_items(num_items)
+    weighted = _sum_losses(continuation_logits(model, batch), batch)
     return weighted / (count_items(batch) if num_items is None else num_items)
+
+
+def frozen_losses(
+    model: torch.nn.Module,
+    batch: Mapping[str, Any],
+    num_items: float | Tensor | None = None,
+    *,
+    max_tokens: int = 8192,
+) -> Iterator[Tensor]:
+    """Yield losses that sum to `context_frozen_loss`, for one ``backward()`` each.
+
+    The contexts run once; then as many continuations at a time as ``max_tokens`` padded tokens
+    hold, one at least, so that one of these losses holds activations of no more than those. Call
+    ``backward()`` on each before the next is asked for, and step the optimizer after the last.
+    Under FSDP all ranks need as many losses. Arguments and errors are those of
+    `context_frozen_loss`, and errors come at the first loss.
+
+    Example::
+
+        for loss in frozen_losses(model, batch, num_items):
+            loss.backward()
+    """
+    _refuse_items(num_items)
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
+    items = count_items(batch) if num_items is None else num_items
+    interface, batch, cache = _freeze_batch(model, batch)
+    rows, width = batch["input_ids"].shape
+    index = batch.get("context_index")
+    if index is None:
+        index = torch.arange(rows, device=batch["input_ids"].device)
+    step = max(1, max_tokens // width)
+    for start in range(0, rows, step):
+        part = {name: batch[name][start : start + step] for name in _ROW_NAMES}
+        part["context_index"] = index[start : start + step]
+        yield _sum_losses(_read_logits(model, interface, part, cache), part) / items
 
 
 def count_items(batch: Mapping[str, Any]) -> Tensor:
@@ -86,22 +112,8 @@ def continuation_logits(model: torch.nn.Module, batch: Mapping[str, Any]) -> Ten
     """Return the logits [K, R, vocabulary] of both phases; column 0 predicts the continuation's
     first token.
     """
-    interface = read_interface(model)
-    batch = check_batch(batch)
-    _refuse_foreign_ids(model, batch)
-    _refuse_long_rows(model, batch)
-    batch = _widen_context(batch)
-    cache = _freeze_context(model, interface, batch)
-    reader = ReadOnlyCache(cache, batch.get("context_index"))
-    output = model(
-        **interface.select_inputs(
-            batch["input_ids"], batch["attention_mask"], batch["position_ids"]
-        ),
-        **{interface.cache_name: reader},
-        use_cache=True,
-        return_dict=True,
-    )
-    return output.logits
+    interface, batch, cache = _freeze_batch(model, batch)
+    return _read_logits(model, interface, batch, cache)
 
 
 @torch.no_grad()
@@ -132,6 +144,54 @@ def two_phase_error(model: torch.nn.Module, batch: Mapping[str, Any]) -> float:
         model.train(was_training)
     # Not `max` alone, which would pass over a difference that is no number.
     return float(torch.tensor(errors).max())
+
+
+def _refuse_items(num_items: float | Tensor | None) -> None:
+    # A count on a device is not looked at, which would wait for it.
+    is_known = not isinstance(num_items, Tensor) or num_items.device.type == "cpu"
+    if num_items is not None and is_known and not 0 < float(num_items) < float("inf"):
+        raise UsageError(f"num_items is {num_items}; expected the positive count_items of the step")
+
+
+def _sum_losses(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Return the sum of weight x token loss over the trained tokens: float32 []."""
+    labels = batch["labels"].to(logits.device, torch.int64)
+    token_losses = cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, 1:].flatten(),
+        ignore_index=IGNORE_LABEL,
+        reduction="none",
+    )
+    weights = batch["weights"].to(logits.device)
+    return (token_losses.view(len(labels), -1).sum(dim=1) * weights).sum()
+
+
+def _freeze_batch(
+    model: torch.nn.Module, batch: Mapping[str, Any]
+) -> tuple[ModelInterface, Mapping[str, Any], Cache]:
+    """Return how to call the model, the checked batch, and the cache of its contexts."""
+    interface = read_interface(model)
+    batch = check_batch(batch)
+    _refuse_foreign_ids(model, batch)
+    _refuse_long_rows(model, batch)
+    batch = _widen_context(batch)
+    return interface, batch, _freeze_context(model, interface, batch)
+
+
+def _read_logits(
+    model: torch.nn.Module, interface: ModelInterface, batch: Mapping[str, Any], cache: Cache
+) -> Tensor:
+    """Run phase 2 and return its logits [K, R, vocabulary]."""
+    reader = ReadOnlyCache(cache, batch.get("context_index"))
+    output = model(
+        **interface.select_inputs(
+            batch["input_ids"], batch["attention_mask"], batch["position_ids"]
+        ),
+        **{interface.cache_name: reader},
+        use_cache=True,
+        return_dict=True,
+    )
+    return output.logits
 
 
 def _refuse_foreign_ids(model: torch.nn.Module, batch: Mapping[str, Any]) -> None:

@@ -85,6 +85,10 @@ def test_the_axolotl_snippet_names_splits_that_are_there_and_no_type() -> None:
 
 def test_the_llama_factory_snippet_names_a_set_without_text() -> None:
     (snippet,) = [text for language, text in SNIPPETS if "tokenized_path" in text]
-    splits = load_from_disk(yaml.safe_load(snippet)["tokenized_path"])
+    settings = yaml.safe_load(snippet)
+    # Without these LLaMA-Factory 0.9.5 stops at "Please specify dataset", though it reads neither.
+    assert settings["dataset"]
+    assert settings["eval_dataset"]
+    splits = load_from_disk(settings["tokenized_path"])
     for rows in splits.values():
         assert "string" not in str(rows.features)

@@ -17,6 +17,10 @@ from pipeline.prompt.clock import CLOCK_FUNCTION, FixedClock
 from pipeline.prompt.options import Reader, choice_of, read_mapping, read_moment, read_options
 from pipeline.prompt.renderers import refuse_renderer, sglang_renderer_without_jinja
 from pipeline.prompt.request import SERVER_VERSIONS, ChatRequest, Dialect, Rendering
+from pipeline.prompt.sglang_conversations import (
+    find_conversation_template,
+    refuse_conversation_template,
+)
 from pipeline.prompt.sglang_messages import (
     Conversation,
     check_tool_names,
@@ -48,8 +52,10 @@ class SglangDialect:
     version: str = field(default=SERVER_VERSIONS["sglang"], init=False)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], model_type: str | None) -> Dialect:
-        """Return the dialect for a model.
+    def from_options(
+        cls, options: Mapping[str, Any], model_type: str | None, model_path: str | None = None
+    ) -> Dialect:
+        """Return the dialect for a model; ``model_path`` is None where the server has a template.
 
         Raises `UsageError` for an unknown option and for a model that SGLang renders without its
         template.
@@ -58,6 +64,10 @@ class SglangDialect:
         renderer = sglang_renderer_without_jinja(model_type)
         if renderer is not None:
             raise refuse_renderer("sglang", model_type, renderer)
+        if model_path is not None:
+            conversation = find_conversation_template(model_path, model_type)
+            if conversation is not None:
+                raise refuse_conversation_template(model_path, conversation)
         return dialect
 
     def render_prompt(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:

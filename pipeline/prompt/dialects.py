@@ -14,20 +14,25 @@ from pipeline.prompt.vllm import VllmDialect
 
 
 def load_dialect(
-    name: str, options: Mapping[str, Any], model_type: str | None, folder: Path | None = None
+    name: str,
+    options: Mapping[str, Any],
+    model_type: str | None,
+    folder: Path | None = None,
+    model_path: str | None = None,
 ) -> Dialect:
     """Return the dialect called ``name`` (``vllm``, ``sglang`` or ``plain``).
 
     ``options`` are the server's own flags (``content_format``, ...); ``model_type`` is that of the
     model's ``config.json`` and ``folder`` the tokenizer's, by which servers choose a renderer that
-    is not Jinja.
+    is not Jinja. ``model_path`` is the path or Hub name that the server would be given, None where it
+    is given a template too: SGLang picks a template of its own by it.
     Raises `UsageError` for an unknown name or option, and for a renderer that is not reproduced.
     """
 
     if name == "vllm":
         return VllmDialect.from_options(options, model_type, folder)
     if name == "sglang":
-        return SglangDialect.from_options(options, model_type)
+        return SglangDialect.from_options(options, model_type, model_path)
     if name == "plain":
         return PlainDialect.from_options(options)
     raise UsageError(f"server: unknown dialect {name!r}; expected vllm, sglang or plain")

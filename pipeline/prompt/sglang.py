@@ -31,6 +31,10 @@ from pipeline.prompt.request import (
     expect_object,
     split_template_kwargs,
 )
+from pipeline.prompt.sglang_conversations import (
+    find_conversation_template,
+    refuse_conversation_template,
+)
 from pipeline.prompt.sglang_messages import (
     Conversation,
     check_tool_names,
@@ -69,8 +73,10 @@ class SglangDialect(TemplateDialect):
     version: str = field(default=SERVER_VERSIONS["sglang"], init=False)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], model_type: str | None) -> Dialect:
-        """Return the dialect for a model.
+    def from_options(
+        cls, options: Mapping[str, Any], model_type: str | None, model_path: str | None = None
+    ) -> Dialect:
+        """Return the dialect for a model; ``model_path`` is None where the server has a template.
 
         Raises `UsageError` for an unknown option and for a model that SGLang renders without its
         template.
@@ -79,6 +85,10 @@ class SglangDialect(TemplateDialect):
         renderer = _RENDERERS.get(model_type or "")
         if renderer is not None:
             raise refuse_renderer("sglang", model_type, renderer)
+        if model_path is not None:
+            conversation = find_conversation_template(model_path, model_type)
+            if conversation is not None:
+                raise refuse_conversation_template(model_path, conversation)
         return dialect
 
     def _render(

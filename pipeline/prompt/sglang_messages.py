@@ -22,20 +22,15 @@ from pipeline.prompt.request import (
     refuse_type,
     require,
 )
+from pipeline.prompt.sglang_schemas import rewrite_schema
 from pipeline.prompt.template_facts import ContentForm
 
 Conversation = list[dict[str, Any]]
 
 _ROLES = ("system", "assistant", "tool", "function", "developer", "latest_reminder", "root")
+# Roles whose messages may bring tools that the request is checked for.
+_TOOL_BRINGERS = ("root", "system", "developer")
 _MEDIA_PARTS = ("image_url", "video_url", "audio_url", "input_audio")
-_JSON_SCHEMA_TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
-# Where a JSON schema holds further schemas: as values of an object, as a list, or as itself.
-_SCHEMA_OBJECTS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SCHEMAS = (
-    *("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"),
-    *("unevaluatedItems", "unevaluatedProperties"),
-)
 
 
 def rewrite_messages(messages: object, form: ContentForm) -> Conversation:
@@ -80,7 +75,9 @@ def _rewrite_other(
         "tool_calls": None
         if calls is None
         else dump_tool_calls(calls, role, f"{where}.tool_calls"),
-        "tools": None if tools is None else _dump_tool_list(tools, f"{where}.tools"),
+        "tools": None
+        if tools is None
+        else _dump_tool_list(tools, f"{where}.tools", validated=role in _TOOL_BRINGERS),
         "prefix": message.get("prefix"),
     }
     if fields["phase"] not in (None, "commentary", "final_answer"):
@@ -211,19 +208,23 @@ def dump_tools(tools: object) -> list[dict[str, Any]] | None:
     """Return the tools as SGLang's model writes them out; None for no tool.
 
     The client's order of keys inside ``function``; a missing description, then missing parameters,
-    are appended as null; ``strict`` and ``defer_loading`` only where given; every tool ends with
-    ``defer_loading``, null where it was not given.
+    are appended as null; the schema's types by JSON Schema's names; ``strict`` and
+    ``defer_loading`` only where given; every tool ends with ``defer_loading``, null where it was
+    not given.
 
     SGLang 0.5.23, ``entrypoints/openai/protocol.py``: ``Function``, ``Tool``.
     """
-    return None if tools is None else _dump_tool_list(tools, "tools") or None
+    return None if tools is None else _dump_tool_list(tools, "tools", validated=True) or None
 
 
-def _dump_tool_list(tools: object, where: str) -> list[dict[str, Any]]:
-    return [_dump_tool(tool, f"{where}[{at}]") for at, tool in enumerate(expect_list(tools, where))]
+def _dump_tool_list(tools: object, where: str, *, validated: bool) -> list[dict[str, Any]]:
+    return [
+        _dump_tool(tool, f"{where}[{at}]", validated)
+        for at, tool in enumerate(expect_list(tools, where))
+    ]
 
 
-def _dump_tool(item: object, where: str) -> dict[str, Any]:
+def _dump_tool(item: object, where: str, validated: bool) -> dict[str, Any]:
     tool = expect_object(item, where)
     at = f"{where}.function"
     given = expect_object(require(tool, "function", where), at)
@@ -237,7 +238,9 @@ def _dump_tool(item: object, where: str) -> dict[str, Any]:
         "defer_loading": deferred if own_deferred is None else own_deferred,
     }
     if declared["parameters"] is not None:
-        check_schema_types(expect_object(declared["parameters"], f"{at}.parameters"), at)
+        schema = expect_object(declared["parameters"], f"{at}.parameters")
+        if validated:
+            declared["parameters"] = rewrite_schema(schema, f"{at}.parameters")
     for key in ("strict", "defer_loading"):
         if declared[key] is None:
             del declared[key]
@@ -257,36 +260,9 @@ def check_tool_names(conversation: Conversation, tools: list[dict[str, Any]] | N
     brought = [
         tool
         for message in conversation
-        if message["role"] in ("root", "system", "developer")
+        if message["role"] in _TOOL_BRINGERS
         for tool in message.get("tools", [])
     ]
     names = [tool["function"]["name"] for tool in [*(tools or []), *brought]]
     if brought and len(set(names)) < len(names):
         raise Rejected("server_refused", "SGLang takes no two tools of one name", names)
-
-
-def check_schema_types(schema: object, where: str) -> None:
-    """Refuse a parameter type that is no JSON Schema type: SGLang rewrites it (``varchar``) or fails.
-
-    SGLang 0.5.23, ``function_call/utils.py``: ``normalize_json_schema_types``.
-    """
-    waiting: list[Any] = [schema]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, list):
-            waiting += node
-        if not isinstance(node, Mapping):
-            continue
-        kinds = node.get("type", ())
-        for kind in kinds if isinstance(kinds, list | tuple) else (kinds,):
-            if kind not in _JSON_SCHEMA_TYPES:
-                raise Rejected(
-                    "server_refused",
-                    f"{where}: SGLang rewrites or refuses this type; use one of JSON Schema's",
-                    kind,
-                )
-        waiting += [node[key] for key in _SCHEMAS if key in node]
-        waiting += [node[key] for key in _SCHEMA_LISTS if isinstance(node.get(key), list)]
-        for key in _SCHEMA_OBJECTS:
-            if isinstance(node.get(key), Mapping):
-                waiting += node[key].values()

@@ -73,6 +73,7 @@ class RowBuilder:
             config.server_options,
             read_model_type(self.encoder.folder),
             self.encoder.folder,
+            config.tokenizer if config.chat_template is None else None,
         )
         self.contexts = ContextBuilder(config, self.encoder, self.templates, self.dialect)
         if (

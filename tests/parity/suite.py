@@ -2,7 +2,9 @@
 
 ``golden.jsonl`` holds, per template and conversation, what vLLM's render server answered: the prompt
 (``text``, the decoding of the ids), the number of its ids and their sha256, or ``error``.
-``harmony_golden.jsonl`` holds the same for gpt-oss, where no template is asked.
+``harmony_golden.jsonl`` holds the same for gpt-oss, where no template is asked. SGLang has no render
+server: ``sglang_golden.jsonl`` holds what the request code of its wheel made of the same requests on
+a CPU, with the packages of kernels stubbed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ HERE = Path(__file__).resolve().parent
 TEMPLATES = HERE / "templates"
 GOLDEN = HERE / "golden.jsonl"
 HARMONY_GOLDEN = HERE / "harmony_golden.jsonl"
+SGLANG_GOLDEN = HERE / "sglang_golden.jsonl"
+SGLANG_CONVERSATIONS = HERE / "sglang_conversations.jsonl"
+"""Requests about rules that SGLang alone has; it was asked the others too."""
 TOKENIZER_IDS = HERE / "tokenizer_ids.json"
 """Digests of the ids that vLLM's tokenizers gave to `load_probe_texts`, by tokenizer folder."""
 HARMONY_DATE = "2025-06-28"

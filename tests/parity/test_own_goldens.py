@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -15,6 +14,7 @@ from pipeline.prompt.request import ChatRequest, Rendering
 from pipeline.prompt.vllm import VllmDialect
 from tests.conftest import require_shared
 from tests.parity import suite
+from tests.parity.golden_sets import compare_own
 
 CONVERSATIONS = suite.load_conversations()
 TEMPLATES = suite.load_templates()
@@ -28,13 +28,6 @@ def tokenizer(repository: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(repository / "configs" / "tokenizer")
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict[tuple[str, str], dict[str, Any]]:
-    return {
-        (item["template"], item["conversation"]): item for item in suite.read_lines(suite.GOLDEN)
-    }
-
-
 def render(name: str, source: str, tokenizer: PreTrainedTokenizerBase) -> Rendering | Rejected:
     item = CONVERSATIONS[name]
     special_tokens = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
@@ -46,42 +39,10 @@ def render(name: str, source: str, tokenizer: PreTrainedTokenizerBase) -> Render
         return refusal
 
 
-def find_difference(
-    answer: dict[str, Any], ours: Rendering | Rejected, tokenizer: PreTrainedTokenizerBase
-) -> str | None:
-    """Return what differs from the server's answer, or None."""
-    if isinstance(ours, Rejected):
-        return (
-            None
-            if "error" in answer
-            else f"refused ({ours}), the server answered {answer['text']!r}"
-        )
-    if "error" in answer:
-        return f"answered {ours.text!r}, the server refused: {answer['error']}"
-    if ours.text != answer["text"]:
-        return f"answered {ours.text!r}, the server {answer['text']!r}"
-    ids = tokenizer.backend_tokenizer.encode(ours.text, add_special_tokens=False).ids
-    return None if suite.hash_ids(ids) == answer["sha256"] else "same text, other ids"
-
-
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_every_answer_of_the_real_server_is_reproduced(
-    template: str,
-    golden: dict[tuple[str, str], dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    asked = [name for name in CONVERSATIONS if (template, name) in golden]
-    differences = {
-        name: difference
-        for name in asked
-        if (
-            difference := find_difference(
-                golden[template, name], render(name, TEMPLATES[template], tokenizer), tokenizer
-            )
-        )
-    }
-    assert len(asked) == len(CONVERSATIONS) - len(RESPELT)
-    assert differences == {}
+def test_every_answer_of_the_real_server_is_reproduced() -> None:
+    comparison = compare_own("vllm")
+    assert comparison.counts.total() == len(TEMPLATES) * (len(CONVERSATIONS) - len(RESPELT))
+    assert not comparison.unlike, comparison.report()
 
 
 @pytest.mark.parametrize("name", RESPELT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +214,23 @@ def test_a_kwarg_that_the_server_sets_itself_is_refused(name: str) -> None:
     assert refusal.value.code == "server_refused"
 
 
-def test_a_parameter_type_that_sglang_would_rewrite_is_refused() -> None:
-    inner = {"anyOf": [{"type": "string"}, {"items": {"type": ["null", "varchar(20)"]}}]}
-    function = {"name": "f", "parameters": {"type": "object", "properties": {"p": inner}}}
-    with pytest.raises(Rejected, match="JSON Schema"):
+def test_a_parameter_type_of_another_language_is_written_as_json_schema_names_it() -> None:
+    inner = {"anyOf": [{"type": "float"}, {"items": {"type": ["null", "varchar(20)", "str"]}}]}
+    parameters = {"type": "dict", "properties": {"p": inner, "type": {"type": "Int64"}}}
+    before = copy.deepcopy(parameters)
+    function = {"name": "f", "parameters": parameters}
+    shown = render([user("x")], tools=[{"type": "function", "function": function}])
+    assert (
+        '{"type": "object", "properties": {"p": {"anyOf": [{"type": "number"}, '
+        '{"items": {"type": ["null", "string"]}}]}, "type": {"type": "integer"}}}'
+    ) in shown
+    assert parameters == before
+
+
+@pytest.mark.parametrize("kind", ["any", "list_price", "internal", "", None, 5, [], [{}]])
+def test_a_parameter_type_that_stays_unknown_is_refused(kind: object) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"p": {"type": kind}}}}
+    with pytest.raises(Rejected, match="SGLang refuses"):
         render([user("x")], tools=[{"type": "function", "function": function}])
 
 
@@ -266,3 +280,37 @@ def test_gpt_oss_goes_through_its_template() -> None:
 def test_an_option_of_vllm_is_unknown() -> None:
     with pytest.raises(UsageError, match=r"server_options\.content_format: server: sglang has no"):
         SglangDialect.from_options({"content_format": "string"}, "qwen2")
+
+
+@pytest.mark.parametrize(
+    ("path", "model_type", "name"),
+    [
+        ("lmsys/vicuna-7b-v1.5", "llama", "vicuna_v1.1"),
+        ("/data/Janus/qwen3", "qwen3", "janus-pro"),
+        ("my/Points-1", None, "points-v15-chat"),
+        ("some/model", "phi4mm", "phi-4-mm"),
+        ("vicuna-mm", "multi_modality", "janus-pro"),
+        ("openbmb/MiniCPM-V-4_5", None, "minicpmv"),
+    ],
+)
+def test_a_model_that_sglang_tells_by_its_path_is_refused(
+    path: str, model_type: str | None, name: str
+) -> None:
+    with pytest.raises(UsageError, match=f"'{name}'.*--chat-template"):
+        SglangDialect.from_options({}, model_type, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "model_type"),
+    [
+        ("Qwen/Qwen3-8B", "qwen3"),
+        ("endpoints/qwen", "qwen3"),
+        ("openbmb/MiniCPM-V-4_6", None),
+        ("openbmb/MiniCPM-V", "minicpmv4_6"),
+        (None, "llama"),
+    ],
+)
+def test_another_path_or_a_template_given_is_served_with_the_template(
+    path: str | None, model_type: str | None
+) -> None:
+    assert isinstance(SglangDialect.from_options({}, model_type, path), SglangDialect)

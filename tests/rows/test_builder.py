@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from pipeline.config import config_from_mapping
+from pipeline.config import RowSettings, config_from_mapping
 from pipeline.errors import Rejected, UsageError
 from pipeline.examples.decisions import find_decision_points
 from pipeline.examples.example import TrainingExample, load_examples
@@ -497,3 +497,15 @@ def test_examples_with_other_template_kwargs_are_rendered_each_with_its_own() ->
         assert isinstance(row, BoundedRow)
         assert row.input_ids.tolist() == expected.input_ids.tolist()
     assert len({tuple(row.input_ids.tolist()) for row in alone}) > 1
+
+
+def test_a_folder_that_sglang_tells_by_its_name_needs_a_chat_template(
+    bundled_tokenizer: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "vicuna-7b"
+    shutil.copytree(bundled_tokenizer, folder)
+    with pytest.raises(UsageError, match=r"vicuna_v1\.1"):
+        RowBuilder(RowSettings(tokenizer=str(folder), server="sglang"))
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages[0].content }}", encoding="utf-8")
+    RowBuilder(RowSettings(tokenizer=str(folder), server="sglang", chat_template=str(template)))

@@ -7,21 +7,20 @@ objects, so a notebook and ``prepare`` give the same ids.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import DataRefused, Rejected
+from pipeline.examples.answers import read_answers, refuse_same_answers
 from pipeline.examples.fields import (
-    read_continuation,
     read_id,
     read_json,
     read_kwargs,
     read_memories,
     read_messages,
     read_text,
-    read_token_ids,
     read_tools,
     read_weight,
     split_weights,
@@ -31,9 +30,6 @@ from pipeline.types import Message
 
 if TYPE_CHECKING:
     import torch
-
-
-_Item = TypeVar("_Item")
 
 
 class PreparesExamples(Protocol):
@@ -162,7 +158,7 @@ class TrainingExample:
         """
         id_ = "" if values.get("id") == "" else read_id(values)
         context, messages, weights = _read_context(values)
-        answers = _read_answers(values)
+        answers = read_answers(values)
         common: dict[str, Any] = {
             "id": id_,
             "reason": read_text(values, "reason"),
@@ -188,7 +184,7 @@ class TrainingExample:
             decision_idx = find_last_assistant(messages, weights)
             continuation: str | Message = {"role": "assistant", **messages[decision_idx]}
             if continuation == answers.fields.get("rejected"):
-                raise _same_answers(continuation)
+                raise refuse_same_answers(continuation)
         else:
             continuation = answers.expect_one()
             decision_idx = _read_decision_idx(values, messages)
@@ -224,15 +220,6 @@ def _find_system(text: Any, context: str | None, messages: list[Message] | None)
         f"system: a text beside the context that it does not hold, and {found}; "
         "expected the system text in one place",
         text,
-    )
-
-
-def _same_answers(answer: object) -> Rejected:
-    return Rejected(
-        "ambiguous_shape",
-        "rejected: the same as the better continuation, so that neither is to be trained; "
-        "expected two answers, or one of them",
-        answer,
     )
 
 
@@ -316,86 +303,6 @@ def _read_context(
         raise Rejected("wrong_type", "context: expected text or a list of messages", context)
     found = messages if context is None else context
     return None, *split_weights(read_messages(found, name), name)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answers:
-    """What an example says the model should have emitted: ``first`` of it, and the other fields."""
-
-    first: str | Message | None
-    fields: dict[str, Any]
-
-    @property
-    def has_ids(self) -> bool:
-        return self.fields.get("continuation_ids") is not None
-
-    def expect_one(self) -> str | Message:
-        """Return the continuation; empty where only its ids are given."""
-        if self.first is None and not self.has_ids:
-            raise Rejected(
-                "missing_field", "continuation: missing; expected text or an assistant message"
-            )
-        return self.first or ""
-
-
-def _read_answers(values: Mapping[str, Any]) -> _Answers:
-    given = [
-        name for name in ("continuation", "continuations", "chosen") if values.get(name) is not None
-    ]
-    if len(given) > 1:
-        raise Rejected(
-            "ambiguous_shape", f"found both {given[0]} and {given[1]}; expected one of them"
-        )
-    fields: dict[str, Any] = {
-        name: read_token_ids(values[name], name)
-        for name in ("context_ids", "continuation_ids")
-        if values.get(name) is not None
-    }
-    if values.get("rejected") is not None:
-        fields["rejected"] = read_continuation(values["rejected"], "rejected")
-    if values.get("continuations_ids") is not None and given != ["continuations"]:
-        raise Rejected(
-            "ambiguous_shape", "continuations_ids: ids of several answers; expected continuations"
-        )
-    if not given:
-        return _Answers(None, fields)
-    if given[0] != "continuations":
-        answer = read_continuation(values[given[0]], given[0])
-        if "rejected" in fields and _as_text(answer) == _as_text(fields["rejected"]):
-            raise _same_answers(answer)
-        return _Answers(answer, fields)
-    several = _read_several(values, "continuations", read_continuation)
-    if "rejected" in fields and _as_text(fields["rejected"]) in map(_as_text, several):
-        raise _same_answers(fields["rejected"])
-    if values.get("continuations_ids") is not None:
-        if "continuation_ids" in fields:
-            raise Rejected("ambiguous_shape", "found both continuation_ids and continuations_ids")
-        ids = _read_several(values, "continuations_ids", read_token_ids)
-        if len(ids) != len(several):
-            reason = f"continuations_ids: {len(ids)} lists for {len(several)} continuations"
-            raise Rejected("bad_ids", f"{reason}; expected as many")
-        fields["continuations_ids"] = ids
-    return _Answers(several[0], {**fields, "continuations": several})
-
-
-def _as_text(answer: str | Message) -> object:
-    """Return the text of a plain answer in either form; any other as it is."""
-    if isinstance(answer, dict) and answer.keys() == {"role", "content"}:
-        return answer["content"]
-    return answer
-
-
-def _read_several(
-    values: Mapping[str, Any], name: str, read: Callable[[Any, str], _Item]
-) -> list[_Item]:
-    """Return a list whose items ``read`` checks, each under its own name; at least one."""
-    listed = values[name]
-    if not isinstance(listed, list):
-        raise Rejected("wrong_type", f"{name}: expected a list", listed)
-    if not listed:
-        raise Rejected("empty_continuation", f"{name}: the list is empty; expected at least one")
-    items = cast("list[Any]", listed)
-    return [read(item, f"{name}[{index}]") for index, item in enumerate(items)]
 
 
 def _read_decision_idx(values: Mapping[str, Any], messages: list[Message]) -> int:

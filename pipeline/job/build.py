@@ -26,7 +26,8 @@ from pipeline.job.shards import is_small, map_shards, settle
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import SourcePlan
 from pipeline.rows.row_map import RowMap
-from pipeline.sets.place import Target, sync_file
+from pipeline.sets.disk import sync_file
+from pipeline.sets.place import Target
 from pipeline.sets.rejects_file import RejectsFile
 from pipeline.sets.seal import complete_seal, hash_seal
 from pipeline.view.stages import show_stage

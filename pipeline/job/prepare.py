@@ -22,9 +22,10 @@ from pipeline.job.prepared import Prepared
 from pipeline.lines.data_sets import expand_data_sets
 from pipeline.lines.files import SourceFile, find_files, spool_streams
 from pipeline.lines.plan import plan_shards
+from pipeline.sets.copies import fetch_inputs
 from pipeline.sets.place import Target
 from pipeline.sets.seal import make_seal
-from pipeline.sets.store import fetch_inputs, is_address, open_target
+from pipeline.sets.store import is_address, open_target
 from pipeline.view.stages import show_stage
 
 if TYPE_CHECKING:

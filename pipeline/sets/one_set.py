@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 
 from pipeline.errors import DataRefused
 from pipeline.lines.bounded_json import NotThatJson, read_content
+from pipeline.sets.copies import find_folder
 from pipeline.sets.place import MANIFEST
-from pipeline.sets.store import find_folder
 
 _ATTEMPTS: Final = 10
 

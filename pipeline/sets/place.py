@@ -7,32 +7,22 @@ folder that carries the mark of the job (`pipeline.sets.marks`).
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import re
-import shutil
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import DataRefused, UsageError, excerpt_of
 from pipeline.lines.bounded_json import NotThatJson, read_object
+from pipeline.sets.disk import exchange_paths, remove_path, sync_file, sync_tree
 from pipeline.sets.lock import free_lock, take_lock
 from pipeline.sets.manifest import MANIFEST, read_manifest
 from pipeline.sets.marks import MARK, find_free_name, make_marked_folder, mark_of, write_mark
 from pipeline.sets.output_path import check_path, find_output
 from pipeline.sets.rejects_file import NOTE, RejectsFile
 from pipeline.sets.seal import find_seal_difference
-
-# Numbers of Linux: fcntl.h, fs.h.
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_LIBC = ctypes.CDLL(None, use_errno=True)
-# Disks do the work of many files together: a fifth of the time, measured with 2,000 files on ext4.
-_DISK_THREADS = 16
 
 # What `datasets` writes beside rows that were loaded: the cache of a map, which it can make again.
 _MAP_CACHE: Final = re.compile(r"[^/]+/cache-[0-9a-f]{16}(_\d{5}_of_\d{5})?\.arrow")
@@ -260,7 +250,7 @@ class Target:
             self._open_work_folder()
         for path in self.work.iterdir():
             if path.name not in (name, self.streams.name, MARK, NOTE):
-                _remove(path)
+                remove_path(path)
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -283,7 +273,7 @@ class Target:
         self._staged = self.staging.stat()
         if not self.path.exists():
             self.staging.rename(self.path)
-        elif not _exchange(self.staging, self.path):
+        elif not exchange_paths(self.staging, self.path):
             # No atomic exchange on this file system: `clear_staging` mends a stop between the two.
             self.path.rename(self._old)
             self.staging.rename(self.path)
@@ -298,7 +288,7 @@ class Target:
         keeps = {MARK, NOTE} if self.rejects_file.find() is not None else {MARK}
         for path in self.work.iterdir():
             if path.name not in keeps:
-                _remove(path)
+                remove_path(path)
         self._remove_empty_work()
 
     def clear_staging(self) -> None:
@@ -311,7 +301,7 @@ class Target:
         if self._old.exists() and not self.path.exists():
             self._old.rename(self.path)
         for folder in (self.staging, self._old, self.streams):
-            _remove(folder)
+            remove_path(folder)
         self._remove_empty_work()
 
     def _remove_empty_work(self) -> None:
@@ -323,65 +313,10 @@ def remove_marked_folder(folder: Path) -> None:
     """Remove a folder that has our mark, the mark last, so that what a kill leaves is known as ours."""
     for path in folder.iterdir():
         if path.name != MARK:
-            _remove(path)
+            remove_path(path)
     with suppress(OSError):
         # In one step, or a kill between the two would leave a folder that nobody knows.
         gone = find_free_name(folder)
         folder.rename(gone)
         (gone / MARK).unlink()
         gone.rmdir()
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, or a file or link; what cannot be removed stays."""
-    if path.is_dir() and not path.is_symlink():
-        remove_tree(path)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below ``folder`` to the disk, many at once."""
-    below = list(os.walk(folder))
-    files = (Path(root) / name for root, _, names in below for name in names)
-    with ThreadPoolExecutor(_DISK_THREADS) as disk:
-        # Taken one by one, so that an error is raised.
-        deque(disk.map(sync_file, files), maxlen=0)
-    for root, _, _ in below:
-        sync_file(Path(root))
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder and all that is below it, many files at once; what cannot be removed stays."""
-    if folder.is_symlink():
-        return
-    files = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
-    with ThreadPoolExecutor(_DISK_THREADS) as disk:
-        disk.map(os.unlink, files)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def sync_file(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _exchange(left: Path, right: Path) -> bool:
-    """Exchange two paths atomically (Linux renameat2); return False where that can't be done."""
-    renameat2 = getattr(_LIBC, "renameat2", None)
-    if renameat2 is None:
-        return False
-    if (
-        renameat2(_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE)
-        == 0
-    ):
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code), str(right))

@@ -28,9 +28,9 @@ from pipeline.lines.tables import read_file
 from pipeline.prompt.request import ChatRequest
 from pipeline.rows.builder import RowBuilder
 from pipeline.rows.line_mapper import name_example
+from pipeline.sets.copies import find_folder
 from pipeline.sets.load import open_splits, restore_config
 from pipeline.sets.manifest import read_manifest
-from pipeline.sets.store import find_folder
 from pipeline.tokens.encoder import TextEncoder
 from pipeline.view.console import LINE_SECONDS
 from pipeline.view.likely_rule import LikelyRules

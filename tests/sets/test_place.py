@@ -17,8 +17,9 @@ import pytest
 from pipeline.errors import UsageError
 from pipeline.sets import lock
 from pipeline.sets import place as publish
+from pipeline.sets.disk import sync_tree
 from pipeline.sets.marks import MARK, make_marked_folder
-from pipeline.sets.place import MANIFEST, Target, sync_tree
+from pipeline.sets.place import MANIFEST, Target
 from pipeline.sets.store import open_target
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def target(tmp_path: Path) -> Target:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of putting a folder in the place of another."""
     if request.param == "two renames":
-        monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+        monkeypatch.setattr(publish, "exchange_paths", lambda *_: False)
     return request.param
 
 
@@ -89,7 +90,7 @@ def test_this_system_can_exchange_two_folders_in_one_step(tmp_path: Path) -> Non
         pytest.skip("renameat2 is Linux")
     write_set(tmp_path / "a", "left")
     write_set(tmp_path / "b", "right")
-    assert publish._exchange(tmp_path / "a", tmp_path / "b")
+    assert publish.exchange_paths(tmp_path / "a", tmp_path / "b")
     assert (content_of(tmp_path / "a"), content_of(tmp_path / "b")) == ("right", "left")
 
 
@@ -121,7 +122,7 @@ def test_the_target_is_a_whole_set_at_every_moment(tmp_path: Path) -> None:
 
 def test_an_error_while_exchanging_is_not_taken_for_a_system_that_cannot(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        publish._exchange(tmp_path / "missing", tmp_path / "set")
+        publish.exchange_paths(tmp_path / "missing", tmp_path / "set")
 
 
 def test_a_link_at_the_output_stays_and_its_folder_is_replaced(tmp_path: Path) -> None:
@@ -477,14 +478,14 @@ with target.locked():
     if moment == "while writing": os._exit(9)
     (target.staging / "manifest.json").write_text(json.dumps({"digest": "new", "seal": {}}))
     if moment == "before flushing": publish.sync_tree = crash
-    if moment == "before exchanging": publish._exchange = crash
-    if moment == "after exchanging": publish._exchange = crash_after(publish._exchange)
+    if moment == "before exchanging": publish.exchange_paths = crash
+    if moment == "after exchanging": publish.exchange_paths = crash_after(publish.exchange_paths)
     if moment == "while removing": shutil.rmtree = crash
     if moment.startswith("rename"):
-        publish._exchange = lambda *_: False
+        publish.exchange_paths = lambda *_: False
         Path.rename = crash_at(Path.rename, int(moment[-1]))
     if moment == "after rename 2":
-        publish._exchange = lambda *_: False
+        publish.exchange_paths = lambda *_: False
         shutil.rmtree = crash
     target.publish()
 """
@@ -542,7 +543,7 @@ def test_an_error_between_two_renames_leaves_the_old_set(
             raise OSError(5, "Input/output error")
         return rename(path, to)
 
-    monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+    monkeypatch.setattr(publish, "exchange_paths", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail)
     with target.locked():
         stage(target, "new")

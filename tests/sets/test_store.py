@@ -17,9 +17,10 @@ from pipeline.cli.command import main
 from pipeline.config import PrepareConfig
 from pipeline.errors import SealMismatch, StoreFailed, UsageError
 from pipeline.job.prepare import Prepared
+from pipeline.sets.copies import find_folder
 from pipeline.sets.load import verify
 from pipeline.sets.place import MANIFEST
-from pipeline.sets.store import SetStore, find_folder, is_address
+from pipeline.sets.store import SetStore, is_address
 from pipeline.sets.store_names import name_object, tag_of
 from tests.conftest import ROOT, write_lines
 

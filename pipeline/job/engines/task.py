@@ -30,8 +30,8 @@ from pipeline.job.engines.failure import Failure
 from pipeline.job.engines.plan_file import JobPlan
 from pipeline.job.shard_record import ShardRecord, read_finished, rows_path
 from pipeline.lines.plan import SourceShard
+from pipeline.sets.disk import sync_file
 from pipeline.sets.marks import marked_as_running
-from pipeline.sets.place import sync_file
 from pipeline.sets.seal import check_tokenizer, find_differences, hash_seal, make_seal
 from pipeline.tokens import without_torch
 

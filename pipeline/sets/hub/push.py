@@ -16,6 +16,7 @@ import datasets
 
 from pipeline.errors import DataRefused, HubFailed, UsageError
 from pipeline.sets.card import CARD, HubPlace
+from pipeline.sets.copies import find_folder
 from pipeline.sets.damage import hash_manifest
 from pipeline.sets.hub.card_sections import merge_card
 from pipeline.sets.hub.failures import hub_failures
@@ -31,7 +32,6 @@ from pipeline.sets.hub.remote_set import (
 from pipeline.sets.load import open_splits, verify
 from pipeline.sets.manifest import read_manifest
 from pipeline.sets.place import MANIFEST
-from pipeline.sets.store import find_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -65,7 +65,7 @@ def made(tmp_path: Path, make_config: ConfigMaker) -> PrepareConfig:
 # ---- the same set as one run
 
 
-@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12),
     st.data(),

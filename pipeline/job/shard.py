@@ -29,6 +29,7 @@ from pipeline.lines.text import PieceRecord, SourceLine
 from pipeline.rows.line_mapper import ShapeCounts
 from pipeline.rows.row_map import RowMap
 from pipeline.rows.seal import hash_file_bytes
+from pipeline.sets.disk import named_plainly
 
 _BATCHES_PER_TRIM: Final = 16
 # More than any batch has rows, so that each is written as it comes.
@@ -74,17 +75,18 @@ def map_shard(
     batches = _Batches(shard.index, row_map, on_batch)
     if sizes:
         try:
-            lines.with_format("arrow").map(
-                batches.map,
-                batched=True,
-                batch_size=_fit_batch(sizes, most_lines),
-                features=row_map.features,
-                remove_columns=lines.column_names,
-                cache_file_name=str(made),
-                load_from_cache_file=False,
-                new_fingerprint=f"{row_map.key[:8]}{shard.index:08x}",
-                writer_batch_size=_WHOLE_TABLES,
-            )
+            with named_plainly(folder) as place:
+                lines.with_format("arrow").map(
+                    batches.map,
+                    batched=True,
+                    batch_size=_fit_batch(sizes, most_lines),
+                    features=row_map.features,
+                    remove_columns=lines.column_names,
+                    cache_file_name=str(place / made.name),
+                    load_from_cache_file=False,
+                    new_fingerprint=f"{row_map.key[:8]}{shard.index:08x}",
+                    writer_batch_size=_WHOLE_TABLES,
+                )
         except ValueError as error:
             # A writer of `datasets` that cannot end its file speaks of that, and not of the full disk.
             if isinstance(error.__context__, OSError):

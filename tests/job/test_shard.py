@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import prepare
 from pipeline.config import PrepareConfig
 from pipeline.errors import UnreadableFile, UsageError
 from pipeline.job.shard import Progress, map_shard
@@ -30,6 +31,7 @@ from pipeline.job.shard_record import (
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import SourceShard, plan_shards
 from pipeline.rows.row_map import RowMap
+from pipeline.sets.load import verify
 from pipeline.sets.place import Target
 from tests.conftest import shards_of, write_lines
 
@@ -341,3 +343,17 @@ def test_a_record_of_another_shape_is_none_of_ours(value: Any) -> None:
     text = json.dumps(value)
     with pytest.raises(ValueError, match="no record of a shard: "):
         ShardRecord.from_marker(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
+
+
+@pytest.mark.parametrize("name", ["x[m-1", "x(1", "x{a}", "x*?", "x\\1", "x m-1 ü"])
+def test_a_job_writes_to_a_folder_of_any_name(
+    tmp_path: Path, make_config: Callable[..., PrepareConfig], name: str
+) -> None:
+    lines = write_lines(tmp_path / "in.jsonl", [example("a"), example("b")])
+    made = prepare(make_config(lines, output=str(tmp_path / name / name)))
+    assert verify(made.output) == []
+    assert datasets.load_from_disk(str(made.output))["train"]["id"][:] == ["a", "b"]
+    # A second job beside the first, from the same name.
+    more = write_lines(tmp_path / "more.jsonl", [example("c")])
+    both = prepare(make_config(more, output=str(tmp_path / name / name), append=True))
+    assert both.counts["rows"] == 3

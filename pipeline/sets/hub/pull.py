@@ -23,6 +23,7 @@ from pipeline.errors import DataRefused, UnreadableFile, UsageError, excerpt_of
 from pipeline.rows.seal import hash_file_bytes
 from pipeline.sets.card import PICTURE, write_card
 from pipeline.sets.damage import hash_manifest
+from pipeline.sets.disk import named_plainly
 from pipeline.sets.figures import SetFigures
 from pipeline.sets.folder import save_rows, seal_folder, without_bars
 from pipeline.sets.hub.failures import hub_failures
@@ -204,22 +205,27 @@ def _make_set(
     try:
         columns: str = manifest["seal"]["settings"]["columns"]
         left_out = left_out_of(manifest)["columns"]
-        splits = datasets.DatasetDict(
-            {
-                split: _read_split(
-                    [path for name, path in fetched.items() if name.startswith(f"data/{split}-")],
-                    work,
-                    columns,
-                    left_out,
-                )
-                for split, rows in manifest["counts"]["rows_by_split"].items()
-                if rows or len(manifest["counts"]["rows_by_split"]) == 1
-            }
-        )
-        for split, rows in manifest["counts"]["rows_by_split"].items():
-            if (found := len(splits.get(split, ()))) != rows:
-                raise ValueError(f"counts {rows} rows of {split}, found {found}")
-        save_rows(splits, target.staging)
+        with named_plainly(work) as place:
+            splits = datasets.DatasetDict(
+                {
+                    split: _read_split(
+                        [
+                            path
+                            for name, path in fetched.items()
+                            if name.startswith(f"data/{split}-")
+                        ],
+                        place,
+                        columns,
+                        left_out,
+                    )
+                    for split, rows in manifest["counts"]["rows_by_split"].items()
+                    if rows or len(manifest["counts"]["rows_by_split"]) == 1
+                }
+            )
+            for split, rows in manifest["counts"]["rows_by_split"].items():
+                if (found := len(splits.get(split, ()))) != rows:
+                    raise ValueError(f"counts {rows} rows of {split}, found {found}")
+            save_rows(splits, target.staging)
         for name, path in fetched.items():
             if name in _FETCHED:
                 shutil.copyfile(path, target.staging / name)

@@ -15,6 +15,7 @@ from pipeline.errors import Rejected, UsageError
 from pipeline.examples.example import TrainingExample
 from pipeline.examples.row_keys import settle_keys
 from pipeline.examples.shapes.llama_factory import read_alpaca, read_sharegpt
+from pipeline.examples.shapes.nearest import describe_nearest
 from pipeline.examples.shapes.openai import read_call, read_openai
 from pipeline.examples.shapes.own import read_own, read_pair
 from pipeline.examples.shapes.record import Row
@@ -148,14 +149,14 @@ def recognise_format(values: Mapping[str, Any]) -> str:
         raise Rejected(
             "ambiguous_shape", f"the keys fit {shapes}; say which with format:", sorted(keys)
         )
-    expected = "; ".join(
-        f"{name} ({', '.join(sorted(each.signs[0].has))})" for name, each in FORMATS.items()
-    )
-    raise Rejected(
-        "missing_field",
-        f"the keys fit no shape; expected those of one of {expected}; see docs/formats.md",
-        sorted(key for key, value in values.items() if value is not None),
-    )
+    found = sorted(key for key, value in values.items() if value is not None)
+    nearest = describe_nearest(found, lambda keys: _name_format(KNOWN_KEYS & keys))
+    if nearest is None:
+        shapes = "; ".join(
+            f"{name} ({', '.join(sorted(each.signs[0].has))})" for name, each in FORMATS.items()
+        )
+        nearest = f"expected those of one of {shapes}"
+    raise Rejected("missing_field", f"the keys fit no shape; {nearest}; see docs/formats.md", found)
 
 
 # Rows of one file have few sets of keys, and this is asked of each row.

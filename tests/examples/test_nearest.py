@@ -29,7 +29,7 @@ def refuse(row: dict[str, Any]) -> Rejected:
 @pytest.mark.parametrize(
     ("keys", "advice"),
     [
-        ("query_body request_body resp", "openai_log (request, response): rename request_body to"),
+        ("id req resp", "openai_log (request, response): rename req to"),
         (
             "question answer",
             "trl (prompt, completion): rename question to prompt, rename answer to",

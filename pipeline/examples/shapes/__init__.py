@@ -14,7 +14,9 @@ from typing import Any, Final, NamedTuple
 from pipeline.errors import Rejected, UsageError
 from pipeline.examples.example import TrainingExample
 from pipeline.examples.row_keys import settle_keys
+from pipeline.examples.shapes.bodies import BODIES, rename_bodies, settle_bodies
 from pipeline.examples.shapes.llama_factory import read_alpaca, read_sharegpt
+from pipeline.examples.shapes.nearest import describe_nearest
 from pipeline.examples.shapes.openai import read_call, read_openai
 from pipeline.examples.shapes.own import read_own, read_pair
 from pipeline.examples.shapes.record import Row
@@ -135,11 +137,7 @@ def recognise_format(values: Mapping[str, Any]) -> str:
     >>> recognise_format({"instruction": "Add.", "input": "2 3", "output": "5"})
     'alpaca'
     """
-    keys = KNOWN_KEYS.intersection(values)
-    for key in keys:
-        if values[key] is None:
-            keys = frozenset(key for key in keys if values[key] is not None)
-            break
+    keys = _find_keys(values)
     name = _name_format(keys)
     if isinstance(name, str):
         return name
@@ -148,14 +146,33 @@ def recognise_format(values: Mapping[str, Any]) -> str:
         raise Rejected(
             "ambiguous_shape", f"the keys fit {shapes}; say which with format:", sorted(keys)
         )
-    expected = "; ".join(
-        f"{name} ({', '.join(sorted(each.signs[0].has))})" for name, each in FORMATS.items()
-    )
-    raise Rejected(
-        "missing_field",
-        f"the keys fit no shape; expected those of one of {expected}; see docs/formats.md",
-        sorted(key for key, value in values.items() if value is not None),
-    )
+    found = sorted(key for key, value in values.items() if value is not None)
+    nearest = describe_nearest(found, lambda keys: _name_format(KNOWN_KEYS & keys))
+    if nearest is None:
+        shapes = "; ".join(
+            f"{name} ({', '.join(sorted(each.signs[0].has))})" for name, each in FORMATS.items()
+        )
+        nearest = f"expected those of one of {shapes}"
+    raise Rejected("missing_field", f"the keys fit no shape; {nearest}; see docs/formats.md", found)
+
+
+def _find_keys(values: Mapping[str, Any]) -> frozenset[str]:
+    """Return the known keys that are not null."""
+    keys = KNOWN_KEYS.intersection(values)
+    for key in keys:
+        if values[key] is None:
+            return frozenset(key for key in keys if values[key] is not None)
+    return keys
+
+
+def _read_bodies(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the row with the bodies of its call under our names, if it has no shape without them."""
+    shape = _name_format(_find_keys(values))
+    if not shape:
+        return rename_bodies(values)
+    if shape == "openai_log":
+        settle_bodies(values)
+    return values
 
 
 # Rows of one file have few sets of keys, and this is asked of each row.
@@ -178,6 +195,8 @@ def read_row(values: Mapping[str, Any], format: str, position: str) -> ReadRow:
     any shape knows and this reading would lose; `UsageError` for an unknown format.
     """
     check_format(format)
+    if format in ("auto", "openai_log") and not BODIES.keys().isdisjoint(values):
+        values = _read_bodies(values)
     name = recognise_format(values) if format == "auto" else format
     row = Row(values)
     example = FORMATS[name].read(row, position)

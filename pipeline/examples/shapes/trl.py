@@ -16,6 +16,7 @@ from pipeline.examples.shapes.record import (
     require,
     require_text,
 )
+from pipeline.examples.shapes.transcript import is_transcript, read_transcript
 from pipeline.types import Message
 
 
@@ -60,7 +61,8 @@ def _read_preference(row: Row) -> dict[str, Any]:
     """Return context, better and worse answer.
 
     Without a prompt in the same form, the messages with which both begin are the prompt, as in
-    TRL's ``extract_prompt``; for texts that rule would cut inside a sentence, so it is not followed.
+    TRL's ``extract_prompt``; for texts that rule would cut inside a sentence, so it is not followed:
+    of texts only transcripts are read.
     """
     expected = "the better and the worse answer of a pair"
     chosen, rejected = require(row, "chosen", expected), require(row, "rejected", expected)
@@ -78,6 +80,8 @@ def _read_preference(row: Row) -> dict[str, Any]:
             "continuation": _expect_answer(better[len(shared) :], "chosen"),
             "rejected": _expect_answer(worse[len(shared) :], "rejected"),
         }
+    if prompt is None and is_transcript(chosen) and is_transcript(rejected):
+        return _read_transcripts(chosen, rejected)
     if prompt is None:
         raise Rejected(
             "missing_field",
@@ -90,6 +94,18 @@ def _read_preference(row: Row) -> dict[str, Any]:
         better = _expect_answer(read_chat(chosen, "chosen"), "chosen")
         worse = _expect_answer(read_chat(rejected, "rejected"), "rejected")
     return {"context": context, "continuation": better, "rejected": worse}
+
+
+def _read_transcripts(chosen: str, rejected: str) -> dict[str, Any]:
+    """Return context and answers of two transcripts that differ in their last turn alone."""
+    better, worse = read_transcript(chosen, "chosen"), read_transcript(rejected, "rejected")
+    if better[:-1] != worse[:-1]:
+        raise Rejected(
+            "missing_field",
+            "prompt: missing, and chosen and rejected differ before their last turn; "
+            "expected two answers to the same turns",
+        )
+    return {"context": better[:-1], "continuation": better[-1], "rejected": worse[-1]}
 
 
 def _read_prompt(row: Row) -> str | list[Message]:

@@ -34,7 +34,8 @@ from pipeline.job.shard_record import ShardRecord, read_finished, read_made, row
 from pipeline.job.shards import load_row_map, map_shards, settle
 from pipeline.lines import plan as planning
 from pipeline.lines.files import SourceFile
-from pipeline.sets.place import Target, sync_tree
+from pipeline.sets.disk import sync_tree
+from pipeline.sets.place import Target
 from pipeline.sets.seal import complete_seal, make_seal
 
 ROOT = Path(__file__).resolve().parents[1]

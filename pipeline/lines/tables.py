@@ -7,7 +7,7 @@ is given another type: what JSON cannot say exactly is a reject (`pipeline.lines
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,8 @@ from pipeline.lines.apart import EndedApart, run_apart
 from pipeline.lines.archive import EXPANSION_LIMIT
 from pipeline.lines.arrow_files import read_batches
 from pipeline.lines.cells import Decoder, find_decoder, write_json
-from pipeline.lines.files import TABLE_SUFFIXES, SourceFile, unreadable
+from pipeline.lines.data_sets import expand_data_sets
+from pipeline.lines.files import TABLE_SUFFIXES, SourceFile, find_files, unreadable
 from pipeline.lines.known_keys import KNOWN_KEYS, OPTION_NAMES, TOOL_NAMES
 from pipeline.lines.plan import Piece, whole_piece
 from pipeline.lines.text import (
@@ -51,6 +52,16 @@ def read_file(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Iterato
     if is_table(file):
         return iter(_TableReading(Piece(file, 0, 0, 1, 0), max_line_bytes))
     return read_lines(file, max_line_bytes)
+
+
+def read_inputs(inputs: Sequence[str]) -> Iterator[tuple[str, SourceLine]]:
+    """Yield the lines of files, folders, globs and data sets in input order, each with its file's name.
+
+    Raises `UsageError` where an input leads to no file, `UnreadableFile` as `open_piece` does.
+    """
+    for file in find_files(expand_data_sets(inputs)):
+        for line in read_file(file):
+            yield file.name, line
 
 
 def is_table(file: SourceFile) -> bool:

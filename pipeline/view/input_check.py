@@ -13,10 +13,9 @@ from pipeline.errors import Rejected
 from pipeline.examples.decisions import count_answers, find_decision_points
 from pipeline.examples.line_parser import LineParser
 from pipeline.examples.shapes import check_format, read_row
-from pipeline.lines.data_sets import expand_data_sets
-from pipeline.lines.files import find_files
-from pipeline.lines.tables import read_file
+from pipeline.lines.tables import read_inputs
 from pipeline.lines.text import SourceLine
+from pipeline.rows.line_mapper import ShapeCounts
 from pipeline.view.read_lines import describe_reading
 
 MOST_LINES: Final = 1000
@@ -37,19 +36,14 @@ class Refusal(NamedTuple):
 class InputCheck:
     """What the first lines of an input are.
 
-    ``said``, ``used`` and ``usable`` are those of `pipeline.examples.decisions.count_answers`, summed.
-    ``tokenizer`` is None where nothing was rendered.
+    ``shapes`` counts those that are examples; ``tokenizer`` is None where nothing was rendered.
     """
 
     input: str
     tokenizer: str | None = None
     lines: int = 0
     is_whole: bool = True
-    formats: Counter[str] = field(default_factory=Counter[str])
-    unread: Counter[str] = field(default_factory=Counter[str])
-    said: int = 0
-    used: int = 0
-    usable: int = 0
+    shapes: ShapeCounts = field(default_factory=ShapeCounts)
     refused: Counter[str] = field(default_factory=Counter[str])
     first_refused: list[Refusal] = field(default_factory=list[Refusal])
 
@@ -60,9 +54,7 @@ class InputCheck:
             "tokenizer": self.tokenizer,
             "lines": self.lines,
             "is_whole": self.is_whole,
-            "by_format": dict(sorted(self.formats.items())),
-            "unread_keys": dict(sorted(self.unread.items())),
-            "answers": {"said": self.said, "used": self.used, "usable": self.usable},
+            **self.shapes.describe(),
             "refused": dict(self.refused.most_common()),
             "first_refused": [each._asdict() for each in self.first_refused],
         }
@@ -84,17 +76,14 @@ def check_input(path: str, values: Mapping[str, Any], tokenizer: str | None = No
     settings = read_settings(RowSettings, {**values, "tokenizer": tokenizer or ""}, "check")
     check_format(settings.format)
     checked = InputCheck(path, tokenizer)
-    lines = list(islice(_read_lines(path), MOST_LINES + 1))
+    lines = list(islice(read_inputs([path]), MOST_LINES + 1))
     checked.is_whole = len(lines) <= MOST_LINES
-    checked.lines = min(len(lines), MOST_LINES)
-    parser = LineParser()
-    for file, line in lines[:MOST_LINES]:
-        try:
-            _count_line(checked, line, parser, settings)
-        except Rejected as error:
-            checked.refuse(f"{file}:{line.line}", error)
-    if tokenizer is not None:
-        _render(checked, lines[:MOST_LINES], settings)
+    del lines[MOST_LINES:]
+    checked.lines = len(lines)
+    if tokenizer is None:
+        _read(checked, lines, settings)
+    else:
+        _render(checked, lines, settings)
     return checked
 
 
@@ -113,41 +102,36 @@ def describe_input(checked: InputCheck) -> Iterator[str]:
         yield "  --tokenizer path/to/model also tells what its template would refuse"
 
 
-def _read_lines(path: str) -> Iterator[tuple[str, SourceLine]]:
-    for file in find_files(expand_data_sets([path])):
-        for line in read_file(file):
-            yield file.name, line
-
-
-def _count_line(
-    checked: InputCheck, line: SourceLine, parser: LineParser, settings: RowSettings
+def _read(
+    checked: InputCheck, lines: Sequence[tuple[str, SourceLine]], settings: RowSettings
 ) -> None:
-    """Count a line. Raises `Rejected` where it is no example."""
-    if line.reject is not None:
-        raise line.reject
-    read = read_row(parser.parse(line.text or ""), settings.format, "")
-    points = find_decision_points(read.example, settings.decisions)
-    checked.formats[read.format] += 1
-    checked.unread.update(read.unread | line.unread_columns)
-    said, used, usable = count_answers(read.example, points)
-    checked.said += said
-    checked.used += used
-    checked.usable += usable
+    """Count what is an example and what is none, as far as it is known before rendering."""
+    parser = LineParser()
+    for file, line in lines:
+        try:
+            if line.reject is not None:
+                raise line.reject
+            read = read_row(parser.parse(line.text or ""), settings.format, "")
+            points = find_decision_points(read.example, settings.decisions)
+        except Rejected as error:
+            checked.refuse(f"{file}:{line.line}", error)
+            continue
+        answers = count_answers(read.example, points)
+        checked.shapes.add(read.format, read.unread | line.unread_columns, answers)
 
 
 def _render(
     checked: InputCheck, lines: Sequence[tuple[str, SourceLine]], settings: RowSettings
 ) -> None:
-    """Count what is refused once the lines are rendered, in place of what was counted before."""
+    """Count what the rows of the lines are, and what is refused of them."""
     from pipeline.lines.dataset import batch_lines
     from pipeline.rows.row_map import RowMap
 
     to_rows = RowMap(settings=settings, on_reject="keep")
-    checked.refused.clear()
-    checked.first_refused.clear()
     for table in batch_lines(lines):
         found = to_rows.map_table(table).select(["source", *_OF_REJECT]).to_pylist()
         for row in found:
             if row["code"] is not None:
                 error = Rejected(*(row[name] for name in _OF_REJECT))
                 checked.refuse(row["source"], error)
+    checked.shapes = to_rows.shapes

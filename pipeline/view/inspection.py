@@ -11,10 +11,8 @@ import pyarrow as pa
 
 from pipeline.config import RowSettings
 from pipeline.errors import UsageError
-from pipeline.lines.data_sets import expand_data_sets
 from pipeline.lines.dataset import batch_lines
-from pipeline.lines.files import find_files
-from pipeline.lines.tables import read_file
+from pipeline.lines.tables import read_inputs
 from pipeline.rows.row_map import RowMap
 from pipeline.sets.load import open_splits
 from pipeline.sets.manifest import read_manifest
@@ -24,6 +22,7 @@ from pipeline.sets.seal import check_encoder
 from pipeline.tokens.encoder import TextEncoder
 from pipeline.tokens.without_torch import give_back
 from pipeline.types import SPLITS
+from pipeline.view.input_check import MOST_LINES
 from pipeline.view.page import describe_row, render_page, write_page
 from pipeline.view.tokens import TokenConsole, view_head, view_row
 
@@ -58,24 +57,18 @@ def inspect_set(
     return Inspection(path, split, splits[split], tuple(numbers), encoder)
 
 
-def inspect_lines(
-    path: str, choice: RowChoice, settings: RowSettings, *, most: int = 1000
-) -> Inspection:
-    """Return rows of the first lines of an input, made under ``settings`` and saved nowhere.
+def inspect_lines(path: str, choice: RowChoice, settings: RowSettings) -> Inspection:
+    """Return rows of the first 1,000 lines of an input, made under ``settings`` and saved nowhere.
 
-    ``most`` lines are read; what is refused of them is left out, with a warning that counts it.
+    What is refused of them is left out, with a warning that counts it.
     Raises `UsageError` for a tokenizer, row, id or flag that is not there.
     """
     to_rows = RowMap(settings=settings, on_reject="skip")
     to_rows.load()
     # `datasets` looks for torch among what is loaded.
     give_back()
-    lines = (
-        (file.name, line)
-        for file in find_files(expand_data_sets([path]))
-        for line in read_file(file)
-    )
-    made = [to_rows(table) for table in batch_lines(islice(lines, most))]
+    lines = islice(read_inputs([path]), MOST_LINES)
+    made = [to_rows(table) for table in batch_lines(lines)]
     if not made:
         raise UsageError(f"{path}: no line to read; expected JSONL examples")
     rows = datasets.Dataset(pa.concat_tables(made))

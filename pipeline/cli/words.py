@@ -30,7 +30,7 @@ _GROUPS: Final[Mapping[str, Sequence[str]]] = {
     "template and server": (
         *("tokenizer", "chat_template", "chat_template_kwargs", "trust_remote_code", "server"),
         *("server_options", "raw_context", "end_of_turn", "opening", "think", "control_tokens"),
-        *("tool_call_ids", "encoder"),
+        "encoder",
     ),
     "length": (
         *("max_len", "overlong", "overlong_last_turn", "overlong_continuation", "min_context"),

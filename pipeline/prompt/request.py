@@ -10,6 +10,7 @@ of a record.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, TypeVar, cast
@@ -113,7 +114,7 @@ class Dialect(Protocol):
         ...
 
 
-class TemplateDialect:
+class TemplateDialect(ABC):
     """A server that renders the model's chat template: `_render` holds its rules."""
 
     def render_prompt(self, request: ChatRequest, templates: ChatTemplates) -> Rendering:
@@ -124,10 +125,10 @@ class TemplateDialect:
         """Return the text of a finished conversation, without a generation prompt."""
         return self._render(request, templates, add_generation_prompt=False)
 
+    @abstractmethod
     def _render(
         self, request: ChatRequest, templates: ChatTemplates, *, add_generation_prompt: bool
-    ) -> Rendering:
-        raise NotImplementedError
+    ) -> Rendering: ...
 
 
 def iterate_messages(messages: object) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

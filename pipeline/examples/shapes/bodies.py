@@ -9,8 +9,6 @@ from typing import Any, Final
 from pipeline.errors import Rejected
 from pipeline.examples.fields import read_json
 
-__all__ = ["BODIES", "rename_bodies", "settle_bodies"]
-
 BODIES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "request_body": "request",

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-__all__ = ["describe_nearest"]
-
 # What others call a key, likeliest first; capitals, _ and - make no difference.
 _CALLED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {

@@ -8,8 +8,6 @@ from typing import Final, TypeGuard
 from pipeline.errors import Rejected
 from pipeline.types import Message
 
-__all__ = ["is_transcript", "read_transcript"]
-
 _BEGIN: Final = "\n\nHuman: "
 _MARK: Final = re.compile(r"\n\n(Human|Assistant):")
 _ROLES: Final = ("user", "assistant")

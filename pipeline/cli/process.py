@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import logging
 import os
 import signal
@@ -12,6 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn, cast
 
 from pipeline.cli.streams import SafeFormatter
+from pipeline.job.heap import collect_rarely
 from pipeline.tokens import without_torch
 from pipeline.view.stages import show_stages
 
@@ -21,12 +21,12 @@ _owned = False
 def own_process() -> None:
     """Take this process as one that does nothing but the command.
 
-    What is imported is no garbage: looking for cycles in it costs a tenth of a short run. SIGTERM
-    and SIGHUP are taken as Ctrl-C, but for one that is ignored already (nohup).
+    Cycles are looked for seldom; SIGTERM and SIGHUP are taken as Ctrl-C, but for one that is ignored
+    already (nohup).
     """
     global _owned
     _owned = True
-    gc.set_threshold(100_000, 50, 1000)
+    collect_rarely()
     hear_signals()
     show_stages()
 

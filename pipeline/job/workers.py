@@ -24,7 +24,7 @@ from multiprocessing.context import ForkProcess
 from typing import Final
 
 from pipeline.errors import WorkerFailed
-from pipeline.job.heap import give_back_free_memory
+from pipeline.job.heap import collect_rarely, give_back_free_memory
 from pipeline.job.shard import Progress
 from pipeline.job.shard_record import ShardRecord
 from pipeline.lines.plan import SourceShard
@@ -194,7 +194,7 @@ def _rare_collections() -> Generator[None]:
     """
     before = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 1000)
+    collect_rarely()
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from pipeline.lines import text as source
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import Piece, SourcePlan, SourceShard, plan_shards, whole_piece
 from pipeline.lines.tables import open_piece
-from pipeline.lines.text import SourceLine, open_lines, read_lines
+from pipeline.lines.text import SourceLine, read_lines
 from tests.conftest import read_input, shards_of
 
 ROWS = [json.dumps({"id": str(number), "text": "x" * number}) for number in range(40)]
@@ -325,7 +325,7 @@ def test_a_piece_is_checked_by_size_and_by_content(tmp_path: Path) -> None:
     for size, checksum in ((piece.end + 1, piece.checksum), (piece.end, piece.checksum ^ 1)):
         with pytest.raises(UsageError, match="changed while it was read"):
             piece.check_bytes(size, checksum)
-    reading = open_lines(dataclasses.replace(piece, checksum=piece.checksum ^ 1))
+    reading = open_piece(dataclasses.replace(piece, checksum=piece.checksum ^ 1))
     assert len(list(reading)) == len(ROWS)
     with pytest.raises(UsageError, match="changed while it was read"):
         reading.record()

@@ -94,7 +94,7 @@ def test_pieces_in_order_are_the_files_read_whole(
     files: list[tuple[bytes, str]], size: int, chunk_bytes: int
 ) -> None:
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(planning, "_CHUNK_BYTES", chunk_bytes)
+        patched.setattr(planning, "CHUNK_BYTES", chunk_bytes)
         patched.setattr(source, "CHUNK_BYTES", chunk_bytes)
         written = [
             write(Path(place), f"{number}.jsonl{suffix}", PACKED[suffix](content))
@@ -135,7 +135,7 @@ def test_the_plan_depends_on_the_bytes_alone(content: bytes, size: int) -> None:
         two = write(Path(place) / "other", "a.jsonl", content)
         os.utime(two.path, (0, 0))
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(planning, "_CHUNK_BYTES", 5)
+            patched.setattr(planning, "CHUNK_BYTES", 5)
             in_small_chunks = plan_shards([two])
         plan = plan_shards([one])
     assert places_of(plan) == places_of(in_small_chunks)

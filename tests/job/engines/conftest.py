@@ -129,7 +129,7 @@ def run_job(
     """Return a function that prepares the set with an executor, in many shards."""
 
     def run(executor: str, **settings: Any) -> Prepared:
-        output = settings.pop("output", str(tmp_path / f"by-{executor}" / "set"))
+        output = settings.pop("output", str(tmp_path / executor / "set"))
         config = make_config(
             settings.pop("input", examples_file), executor=executor, output=output, **settings
         )
@@ -163,7 +163,7 @@ def machine_with(tmp_path: Path) -> Callable[..., str]:
 @pytest.fixture
 def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put commands on PATH that play Slurm with processes of this machine."""
-    folder = tmp_path / "slurm"
+    folder = tmp_path / "commands"
     folder.mkdir()
     for name in ("sbatch", "squeue", "scancel", "scontrol", "sacct"):
         script = f'#!/bin/sh\nexec {sys.executable} -I {FAKE_SLURM} {name} {folder} "$@"\n'

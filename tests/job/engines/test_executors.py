@@ -62,7 +62,7 @@ def test_a_task_that_dies_again_and_again_is_named_and_its_job_goes_on_with_othe
         r"was ended by SIGKILL \(out of memory\?\): shard 3: .*\(log: .*task-00001\.log\)",
     ):
         run_job("slurm", tasks=2, venv=venv)
-    assert not (tmp_path / "by-slurm" / "set").exists()
+    assert not (tmp_path / "slurm" / "set").exists()
     again = run_job("slurm", tasks=1)
     made, reused = (again.manifest["shards"][name] for name in ("made", "reused"))
     # The other task's, and shard 1 of the one that died.
@@ -105,7 +105,7 @@ def test_a_file_that_is_cut_is_told_as_one_process_tells_it(
             run_job(executor, input=path, tasks=2)
         said.append(str(caught.value))
     assert said[0] == said[1]
-    assert not (tmp_path / "by-slurm").exists() or list((tmp_path / "by-slurm").iterdir()) == []
+    assert not (tmp_path / "slurm").exists() or list((tmp_path / "slurm").iterdir()) == []
 
 
 def test_rejects_are_those_of_one_process(run_job: RunJob, tmp_path: Path) -> None:

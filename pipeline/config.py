@@ -176,16 +176,16 @@ class JobSettings:
     append: bool = False
     """Add the examples of the input to the set at the output, which must have the same seal."""
 
-    executor: Literal["none", "local", "ray", "slurm"] = "none"
-    """What makes the shards: this process and its workers, or tasks that local (processes of this
-    machine), ray or slurm runs, on machines that share the folders of input, tokenizer and output."""
+    executor: Literal["none", "ray", "slurm"] = "none"
+    """What makes the shards: this process and its workers, or tasks that ray or slurm runs, on
+    machines that share the folders of input, tokenizer and output."""
 
     tasks: int | None = None
     """Tasks that an executor runs; by default as many as workers, else one for each shard, at most
     1,000. There are never more of them than shards."""
 
     workers: int | None = None
-    """Tasks that run at once; by default one for each core under local, and no limit elsewhere."""
+    """Tasks that run at once; no limit by default."""
 
     cpus_per_task: int = 1
     """Cores that a task asks for, and processes that it works with."""
@@ -197,8 +197,8 @@ class JobSettings:
     """Slurm's time limit of a task, such as 04:00:00; by default that of the partition."""
 
     venv: str | None = None
-    """Environment that the tasks of local and slurm run in, on all machines at the same path; by
-    default the one that runs here."""
+    """Environment that the tasks of slurm run in, on all machines at the same path; by default the
+    one that runs here."""
 
     ray_address: str | None = None
     """Ray cluster, such as 10.0.0.1:6379; by default the one at RAY_ADDRESS or on this machine, else

@@ -4,7 +4,7 @@
     python scripts/bench_scale.py merge --shards 10 1000 10000
     python scripts/bench_scale.py plan --megabytes 1000       # reading, hashing and cutting the input
 
-``tasks`` runs whole jobs with the local executor, the input growing with the tasks; ``merge`` makes
+``tasks`` runs whole jobs with an executor, the input growing with the tasks; ``merge`` makes
 tiny shards with `map_shard`, then times every step after the last marker, and opens the set.
 """
 
@@ -102,7 +102,7 @@ def measure_merge(folder: Path, number: int, *, report: bool) -> Steps:
     """Return the seconds of every step of a job of ``number`` tiny shards."""
     steps = Steps()
     path = write_talks(folder / f"{number}.jsonl", number + 2, turns=1)
-    config = make_config(path, folder / f"set-{number}", report=report, executor="local", tasks=8)
+    config = make_config(path, folder / f"set-{number}", report=report, executor="ray", tasks=8)
     planning.LEAST_SHARD_BYTES = planning.MOST_SHARD_BYTES = 1
     files = [SourceFile(path, path.name)]
     target = Target(config.output)
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("what", choices=("tasks", "merge", "plan"))
     parser.add_argument("--rows", type=int, default=400, help="rows of each task")
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--executor", default="local", choices=("local", "ray", "slurm"))
+    parser.add_argument("--executor", default="ray", choices=("ray", "slurm"))
     parser.add_argument("--shards", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--report", action="store_true", help="merge: with report.html")
     parser.add_argument("--megabytes", type=int, default=100)

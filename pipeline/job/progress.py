@@ -36,18 +36,17 @@ class ProgressReport:
         self._read = self._before
         self._rows = self._tokens = self._rejects = 0
         self._begun = self._said = time.monotonic()
-        self._bar: Any = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self._total,
-                initial=self._before,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                leave=False,
-            )
+        self._bar: Any = tqdm(
+            total=self._total,
+            initial=self._before,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
         for record in self._earlier:
             self._warn_of(record)
         return self
@@ -58,8 +57,7 @@ class ProgressReport:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     def add_batch(self, progress: Progress) -> None:
         """Count what a batch gave."""
@@ -68,9 +66,8 @@ class ProgressReport:
         self._rejects += progress.rejects
         if progress.rejects:
             self._warn(progress.first_reject)
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._figures(), refresh=False)
-        elif time.monotonic() - self._said >= LINE_SECONDS:
+        self._bar.set_postfix_str(self._figures(), refresh=False)
+        if self._bar.disable and time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
             print(f"context-frozen: {self.describe()}", file=sys.stderr, flush=True)
 
@@ -78,8 +75,7 @@ class ProgressReport:
         """Count a shard as read."""
         self._read += self._sizes[record.index]
         self._warn_of(record)
-        if self._bar is not None:
-            self._bar.update(self._sizes[record.index])
+        self._bar.update(self._sizes[record.index])
 
     def _warn_of(self, record: ShardRecord) -> None:
         if record.codes:
@@ -91,14 +87,11 @@ class ProgressReport:
         if not self._must_warn:
             return
         self._must_warn = False
-        line = (
+        self._bar.write(
             f"context-frozen: {escape_controls(found)}; this run will publish nothing (max_reject_rate "
-            "is 0): it goes on to find all rejects, and keeps its shards for a run that allows them"
+            "is 0): it goes on to find all rejects, and keeps its shards for a run that allows them",
+            file=sys.stderr,
         )
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
 
     def describe(self) -> str:
         """Return the line: share of the input, rows, tokens a second, rejects, seconds left."""

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -104,11 +104,12 @@ class _Worker:
     place: str = ""
     heard: float = 0.0
     broke_limits: bool = False
-    said: list[Progress] = field(default_factory=list[Progress])
+    said: tuple[int, ...] = (0, 0, 0, 0)
+    """Lines, rows, tokens and rejects that it told of its shard."""
 
     def take(self, shard: SourceShard | None) -> None:
         """Give the worker its next shard; None lets it end."""
-        self.shard, self.place, self.said = shard, "", []
+        self.shard, self.place, self.said = shard, "", (0, 0, 0, 0)
         self.heard = time.monotonic()
         try:
             self.pipe.send(shard)
@@ -128,7 +129,8 @@ class _Worker:
                 self.heard = time.monotonic()
                 if isinstance(message, Progress):
                     self.place = message.place or self.place
-                    self.said.append(message)
+                    told = (message.lines, message.rows, message.tokens, message.rejects)
+                    self.said = tuple(map(sum, zip(self.said, told, strict=True)))
                 yield message
         except (EOFError, OSError):
             # An OSError where it died in the middle of a message, or with one that it had not read.
@@ -145,10 +147,7 @@ class _Worker:
     def undone(self) -> Progress:
         """Return the progress that takes back what was said of the shard that is not done."""
         assert self.shard is not None, "only a shard that is not done is done again"
-        sums = [
-            sum(counts) for counts in zip(*((0, 0, 0, 0), *map(_counts_of, self.said)), strict=True)
-        ]
-        lines, rows, tokens, rejects = sums
+        lines, rows, tokens, rejects = self.said
         return Progress(self.shard.index, self.place, -lines, -rows, -tokens, -rejects)
 
     def end(self) -> None:
@@ -174,10 +173,6 @@ class _Worker:
             "Shards that were finished are kept: run again, with a smaller num_proc or batch_size "
             "where memory is short"
         )
-
-
-def _counts_of(progress: Progress) -> tuple[int, int, int, int]:
-    return progress.lines, progress.rows, progress.tokens, progress.rejects
 
 
 def _wait_for_message(workers: Sequence[_Worker]) -> None:

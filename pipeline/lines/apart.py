@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -31,15 +30,12 @@ SILENCE_SECONDS: Final = 120.0
 """How long it may be at one part of a file. Parts are some megabytes."""
 
 _IDLE_SECONDS: Final = 20.0
-_AHEAD: Final = 2
-"""Parts that are made before the first of them is taken."""
 _MAIN: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from pipeline.lines.apart import serve; serve(*map(int, sys.argv[2:]))"
 )
 
 _Part = TypeVar("_Part")
-_Answer = tuple[int, str, Any]
 
 
 class EndedApart(Exception):
@@ -61,14 +57,11 @@ def run_apart(task: Callable[..., Iterator[_Part]], *args: Any) -> Iterator[_Par
     except ContextFrozenError:
         is_whole = True
         raise
-    except GeneratorExit:
-        # Who has seen enough leaves the rest: the next request ends it.
-        is_whole = True
-        raise
     finally:
         if is_whole:
             _idle.append(process)
         else:
+            # Or who asked has seen enough of it.
             process.end()
 
 
@@ -92,37 +85,32 @@ class _Process:
         )
         theirs_in.close()
         theirs_out.close()
-        self._number = 0
-        self._told = time.monotonic()
+        self._begun = time.monotonic()
 
     @property
     def is_ready(self) -> bool:
         """True for one that waits and is not just about to end by itself."""
-        is_fresh = time.monotonic() - self._told < _IDLE_SECONDS / 2
+        # It waits since it was done, which may be long before its last part was taken.
+        is_fresh = time.monotonic() - self._begun < _IDLE_SECONDS / 2
         return is_fresh and self._process.poll() is None
 
     def begin(self, task: Callable[..., Iterator[Any]], args: tuple[Any, ...]) -> None:
-        """Ask for a task; what is left of the one before is given up."""
-        self._number += 1
-        # The process was started where its first caller was; paths count from where this one is.
-        self._send((self._number, _current_folder(), task, args))
+        """Ask for a task; the one before has ended."""
+        self._begun = time.monotonic()
+        try:
+            # The process was started where its first caller was; paths count from where this one is.
+            self._requests.send((_current_folder(), task, args))
+        except OSError as error:
+            raise EndedApart(self._ending()) from error
 
     def next_part(self) -> tuple[Any] | None:
         """Return the next part in a tuple, None after the last."""
-        while True:
-            number, kind, value = self._receive()
-            if number != self._number:
-                continue
-            if kind == "part":
-                # One that has sent all may have ended, where its parts were taken slowly.
-                with suppress(EndedApart):
-                    self._send(None)
-                return (value,)
-            if kind == "end":
-                return None
-            if isinstance(value, ContextFrozenError):
-                raise value
-            raise EndedApart(value)
+        kind, value = self._receive()
+        if kind == "part":
+            return (value,)
+        if kind == "end":
+            return None
+        raise value if isinstance(value, ContextFrozenError) else EndedApart(value)
 
     def end(self) -> None:
         """Kill the process."""
@@ -137,14 +125,7 @@ class _Process:
         # Whose child it is no more, as after a fork, waits for it no more.
         self._process.returncode = self._process.returncode or 0
 
-    def _send(self, message: Any) -> None:
-        self._told = time.monotonic()
-        try:
-            self._requests.send(message)
-        except OSError as error:
-            raise EndedApart(self._ending()) from error
-
-    def _receive(self) -> _Answer:
+    def _receive(self) -> tuple[str, Any]:
         try:
             if not self._answers.poll(SILENCE_SECONDS):
                 raise EndedApart(f"it takes over {SILENCE_SECONDS:.0f} s to read a part of it")
@@ -198,40 +179,33 @@ def serve(requests_fd: int, answers_fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, answers = Connection(requests_fd), Connection(answers_fd)
-    request: Any = None
     try:
-        while request is not None or requests.poll(_IDLE_SECONDS):
-            request = request or requests.recv()
-            # What the parent takes after the last part of a task counts for nothing.
-            request = _answer(request, requests, answers) if request else None
+        while requests.poll(_IDLE_SECONDS):
+            folder, task, args = requests.recv()
+            _answer(folder, task, args, answers)
     except (EOFError, OSError):
         return
 
 
-def _answer(request: Any, requests: Connection, answers: Connection) -> Any:
-    """Send the parts of one task; return the request that came before it was done, if any."""
-    number, folder, task, args = request
-    ahead = _AHEAD
+def _answer(
+    folder: str | None,
+    task: Callable[..., Iterator[Any]],
+    args: tuple[Any, ...],
+    answers: Connection,
+) -> None:
+    """Send the parts of one task: one is made ahead, and what the pipe holds."""
     try:
         if folder is not None:
             os.chdir(folder)
         for part in task(*args):
-            while not ahead or requests.poll():
-                message = requests.recv()
-                if message is not None:
-                    return message
-                ahead += 1
-            answers.send((number, "part", part))
-            ahead -= 1
+            answers.send(("part", part))
     except (EOFError, BrokenPipeError):
         raise
     except ContextFrozenError as error:
-        answers.send((number, "error", error))
+        answers.send(("error", error))
     except MemoryError:
-        reason = f"a part of it takes over {MEMORY_BYTES >> 30} GiB of memory"
-        answers.send((number, "error", reason))
+        answers.send(("error", f"a part of it takes over {MEMORY_BYTES >> 30} GiB of memory"))
     except Exception as error:  # noqa: BLE001 (nothing goes on here: the parent raises it)
-        answers.send((number, "error", excerpt_of(f"{type(error).__name__}: {error}")))
+        answers.send(("error", excerpt_of(f"{type(error).__name__}: {error}")))
     else:
-        answers.send((number, "end", None))
-    return None
+        answers.send(("end", None))

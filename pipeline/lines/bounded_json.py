@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import Any, Final, cast
 
+from pipeline.lines.json_text import depth_of, find_lone_surrogate
+
 MOST_BYTES: Final = 2**28
 """256 MiB: the manifest of a set of a million input files."""
 
@@ -35,7 +37,7 @@ def read_content(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """
     # Opening a named pipe would wait for somebody to write to it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:  # noqa: PTH123
+    with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotThatJson("no regular file; expected JSON")
@@ -52,27 +54,16 @@ def parse_object(content: bytes) -> dict[str, Any]:
     """
     too_deep = NotThatJson(f"nested deeper than {MOST_DEPTH}; expected JSON of a set")
     try:
-        value: object = json.loads(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        value: object = json.loads(text)
     except RecursionError:
         raise too_deep from None
     except ValueError as error:
         raise NotThatJson(f"{error}; expected JSON") from None
     if not isinstance(value, dict):
         raise NotThatJson(f"a JSON {type(value).__name__}; expected a JSON object")
-    level: list[Any] = [value]
-    for _ in range(MOST_DEPTH):
-        below: list[Any] = []
-        for part in level:
-            if isinstance(part, str):
-                if not part.isascii() and any("\ud800" <= char <= "\udfff" for char in part):
-                    raise NotThatJson("a lone surrogate; expected text that UTF-8 can hold")
-            elif isinstance(part, dict):
-                pairs = cast("dict[str, Any]", part)
-                below += pairs.keys()
-                below += pairs.values()
-            elif isinstance(part, list):
-                below += cast("list[Any]", part)
-        if not below:
-            return cast("dict[str, Any]", value)
-        level = below
-    raise too_deep
+    if depth_of(value) > MOST_DEPTH:
+        raise too_deep
+    if find_lone_surrogate(value, text):
+        raise NotThatJson("a lone surrogate; expected text that UTF-8 can hold")
+    return cast("dict[str, Any]", value)

@@ -118,7 +118,8 @@ def _decoder_for(kind: pa.DataType, path: str) -> Decoder | None:
         return _json_decoder(path)
     if pa.types.is_struct(kind):
         decode = _struct_decoder([kind.field(index) for index in range(kind.num_fields)], path)
-        return _arguments_decoder(decode) if _field_of(path) == "arguments" else decode
+        is_arguments = _field_of(path) == "arguments"
+        return partial(_decode_arguments, decode or _keep) if is_arguments else decode
     if pa.types.is_map(kind):
         decode = _decoder_for(cast("Any", kind).item_type, path)
         return partial(_decode_map, path, decode or _keep)
@@ -192,16 +193,12 @@ def _is_message(value: object) -> bool:
     return isinstance(value, dict) and not _MESSAGE_KEYS.isdisjoint(cast("dict[str, Any]", value))
 
 
-def _arguments_decoder(decode: Decoder | None) -> Decoder:
-    """Return the reader of a call's arguments in a struct, where a key that is null is absent.
+def _decode_arguments(decode: Decoder, value: dict[str, Any]) -> dict[str, Any]:
+    """Read a call's arguments in a struct, where a key that is null is absent.
 
     All calls of a column have the keys of each; a null that a call itself had is lost with them.
     """
-
-    def read(value: dict[str, Any]) -> dict[str, Any]:
-        return drop_nulls(value if decode is None else decode(value))
-
-    return read
+    return drop_nulls(decode(value))
 
 
 def drop_nulls(value: Any) -> Any:

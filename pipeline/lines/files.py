@@ -46,6 +46,11 @@ class SourceFile:
     name: str
 
     @property
+    def is_table(self) -> bool:
+        """Whether it is read as a table, by the end of its name."""
+        return self.path.name.lower().endswith(TABLE_SUFFIXES)
+
+    @property
     def is_stream(self) -> bool:
         """Whether the bytes can be read only once (stdin, a FIFO, ``<(command)``)."""
         if self.path == STDIN:

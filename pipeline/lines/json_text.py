@@ -175,10 +175,16 @@ def _decode(text: str) -> object:
 def _refuse_unsafe(value: Any, text: str) -> None:
     """Raise for a value that later code could not walk or write: too deep, or a lone surrogate."""
     # Without this many opening brackets there is nothing to measure, and counting is fast.
-    if text.count("{") + text.count("[") > DEPTH_LIMIT and _depth(value) > DEPTH_LIMIT:
+    if text.count("{") + text.count("[") > DEPTH_LIMIT and depth_of(value) > DEPTH_LIMIT:
         raise _depth_reject(text)
-    if _SURROGATE_ESCAPE.search(text) or not (text.isascii() or _encodes(text)):
-        _refuse_lone_surrogates(value)
+    if (fault := find_lone_surrogate(value, text)) is not None:
+        path, found = fault
+        reason = (
+            f"the text at {excerpt_of(path.lstrip('.'))} holds half of a surrogate pair; "
+            "write the whole character, or U+FFFD in its place"
+        )
+        place = next(i for i, character in enumerate(found) if not _encodes(character))
+        raise Rejected("lone_surrogate", reason, _excerpt(found, place))
 
 
 def _depth_reject(text: str) -> Rejected:
@@ -249,7 +255,7 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
-def _depth(value: Any) -> int:
+def depth_of(value: Any) -> int:
     """Return how many containers lie within each other, the outermost counted."""
     level, depth = [value] if type(value) is dict or type(value) is list else [], 0
     while level:
@@ -257,6 +263,16 @@ def _depth(value: Any) -> int:
         parts = (part for each in level for part in (each.values() if type(each) is dict else each))
         level = [part for part in parts if type(part) is dict or type(part) is list]
     return depth
+
+
+def find_lone_surrogate(value: Any, text: str) -> tuple[str, str] | None:
+    """Return the first key or text of ``value`` with half of a surrogate pair, if any, behind its path.
+
+    ``text`` is the JSON of the value; a path is spelt as ``.messages[2].content``.
+    """
+    if _SURROGATE_ESCAPE.search(text) or not (text.isascii() or _encodes(text)):
+        return _find_unwritable(value)
+    return None
 
 
 def _encodes(text: str) -> bool:
@@ -268,31 +284,14 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _refuse_lone_surrogates(value: Any) -> None:
-    """Raise ``lone_surrogate`` for the first key or text with half of a surrogate pair."""
-    fault = _lone_surrogate(value)
-    if fault is not None:
-        path, text = fault
-        reason = (
-            f"the text at {excerpt_of(path.lstrip('.'))} holds half of a surrogate pair; "
-            "write the whole character, or U+FFFD in its place"
-        )
-        place = next(i for i, character in enumerate(text) if not _encodes(character))
-        raise Rejected("lone_surrogate", reason, _excerpt(text, place))
-
-
-def _lone_surrogate(value: Any) -> tuple[str, str] | None:
-    """Return the path (as ``.messages[2].content``) and the text of the first fault, if any."""
+def _find_unwritable(value: Any) -> tuple[str, str] | None:
     if isinstance(value, str):
         return None if _encodes(value) else ("", value)
+    parts: list[tuple[str, Any]] = []
     if isinstance(value, dict):
         for key, part in cast(dict[str, Any], value).items():
-            fault = _lone_surrogate(key) or _lone_surrogate(part)
-            if fault is not None:
-                return f".{key}{fault[0]}", fault[1]
+            parts += [(f".{key}", key), (f".{key}", part)]
     elif isinstance(value, list):
-        for index, part in enumerate(cast(list[Any], value)):
-            fault = _lone_surrogate(part)
-            if fault is not None:
-                return f"[{index}]{fault[0]}", fault[1]
-    return None
+        parts = [(f"[{index}]", part) for index, part in enumerate(cast(list[Any], value))]
+    found = ((place, _find_unwritable(part)) for place, part in parts)
+    return next(((place + fault[0], fault[1]) for place, fault in found if fault), None)

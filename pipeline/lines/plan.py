@@ -32,7 +32,7 @@ class _Hash(Protocol):
 _PACKED_SUFFIXES: Final = (".gz", ".zst", *TABLE_SUFFIXES)
 # How many bytes of JSON one byte of a compressed file or a table stands for, roughly.
 _PACKED_SHARE: Final = 4
-_CHUNK_BYTES: Final = 2**20
+CHUNK_BYTES: Final = 2**20
 # A reader tells a file that is no JSONL by its first lines, so the first piece holds so many.
 _HEAD_LINES: Final = 3
 
@@ -115,22 +115,18 @@ def plan_shards(files: Sequence[SourceFile]) -> SourcePlan:
 
     Raises `UnreadableFile` for a file that the system does not let us read.
     """
-    sizes = [_size_of(file) for file in files]
-    packed = [_is_packed(file) for file in files]
-    total = sum(
-        size * (_PACKED_SHARE if is_packed else 1)
-        for size, is_packed in zip(sizes, packed, strict=True)
-    )
+    weights = [_weigh(file) for file in files]
+    total = sum(size * share for size, share in weights)
     wanted = min(max(total // SHARDS, LEAST_SHARD_BYTES), MOST_SHARD_BYTES)
     sha256: dict[str, str] = {}
     shards: list[SourceShard] = []
     held: list[Piece] = []
     held_bytes = 0
-    for file, is_packed in zip(files, packed, strict=True):
+    for file, (_, share) in zip(files, weights, strict=True):
         whole = hashlib.sha256()
-        for piece in _cut_file(file, wanted, whole, is_whole=is_packed):
+        for piece in _cut_file(file, wanted, whole, is_whole=share > 1):
             held.append(piece)
-            held_bytes += (piece.end - piece.start) * (_PACKED_SHARE if is_packed else 1)
+            held_bytes += (piece.end - piece.start) * share
             if held_bytes >= wanted:
                 shards.append(SourceShard(len(shards), tuple(held)))
                 held, held_bytes = [], 0
@@ -155,7 +151,7 @@ def _cut_file(file: SourceFile, wanted: int, whole: _Hash, *, is_whole: bool) ->
     first_line, newlines = 1, 0
     try:
         with open_bytes(file) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
+            while chunk := stream.read(CHUNK_BYTES):
                 whole.update(chunk)
                 while chunk:
                     missing = max(wanted - (end - start), 0)
@@ -175,19 +171,13 @@ def _cut_file(file: SourceFile, wanted: int, whole: _Hash, *, is_whole: bool) ->
         yield Piece(file, start, end, first_line, checksum)
 
 
-def _size_of(file: SourceFile) -> int:
-    try:
-        return file.path.stat().st_size
-    except OSError as error:
-        raise unreadable(file, 0, error) from error
-
-
-def _is_packed(file: SourceFile) -> bool:
-    if file.path.name.lower().endswith(_PACKED_SUFFIXES):
-        return True
+def _weigh(file: SourceFile) -> tuple[int, int]:
+    """Return the size of a file, and for how many bytes of JSON each of its bytes stands, roughly."""
     try:
         with open_bytes(file) as stream:
             head = stream.read(HEAD_BYTES)
-            return bool(compression_of(head) or kind_of(head))
+        is_packed = file.path.name.lower().endswith(_PACKED_SUFFIXES)
+        is_packed = is_packed or bool(compression_of(head) or kind_of(head))
+        return file.path.stat().st_size, _PACKED_SHARE if is_packed else 1
     except OSError as error:
         raise unreadable(file, 0, error) from error

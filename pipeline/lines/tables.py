@@ -19,15 +19,14 @@ from pipeline.lines.archive import EXPANSION_LIMIT
 from pipeline.lines.arrow_files import read_batches
 from pipeline.lines.cells import Decoder, find_decoder, write_json
 from pipeline.lines.data_sets import expand_data_sets
-from pipeline.lines.files import TABLE_SUFFIXES, SourceFile, find_files, unreadable
+from pipeline.lines.files import SourceFile, find_files, unreadable
 from pipeline.lines.known_keys import KNOWN_KEYS, OPTION_NAMES, TOOL_NAMES
 from pipeline.lines.plan import Piece, whole_piece
 from pipeline.lines.text import (
     MAX_LINE_BYTES,
+    LineReading,
     PieceRecord,
-    Reading,
     SourceLine,
-    open_lines,
     read_lines,
 )
 
@@ -39,9 +38,11 @@ _MOST_ROWS: Final = 1024
 _FIRST_ROWS: Final = 16
 
 
-def open_piece(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> Reading:
+def open_piece(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> LineReading | TableReading:
     """Return the reading of a piece: of a table, or of lines."""
-    return (open_table if is_table(piece.file) else open_lines)(piece, max_line_bytes)
+    if piece.file.is_table:
+        return TableReading(piece, max_line_bytes)
+    return LineReading(piece.file, max_line_bytes, piece)
 
 
 def read_file(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[SourceLine]:
@@ -49,8 +50,8 @@ def read_file(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Iterato
 
     Raises `UnreadableFile` as `open_piece` does.
     """
-    if is_table(file):
-        return iter(_TableReading(Piece(file, 0, 0, 1, 0), max_line_bytes))
+    if file.is_table:
+        return iter(TableReading(Piece(file, 0, 0, 1, 0), max_line_bytes))
     return read_lines(file, max_line_bytes)
 
 
@@ -64,28 +65,16 @@ def read_inputs(inputs: Sequence[str]) -> Iterator[tuple[str, SourceLine]]:
             yield file.name, line
 
 
-def is_table(file: SourceFile) -> bool:
-    """Say whether a file is read as a table: by the end of its name."""
-    return file.path.name.lower().endswith(TABLE_SUFFIXES)
-
-
-def open_table(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> Reading:
-    """Return the reading of a Parquet or Arrow file, one line per row.
+class TableReading:
+    """One pass over a Parquet or Arrow file, one line per row.
 
     Columns of datasets' type Json are read from the JSON text that they hold where it can only stand
     for objects; where it may stand for text they are refused, since ``"42"`` and ``42`` are one there.
-
-    Raises:
-        UnreadableFile: while it is read, for a file that is damaged, that has no column that a shape
-            knows, or one that is refused for its type.
+    Iterating raises `UnreadableFile` for a file that is damaged, that has no column that a shape
+    knows, or one that is refused for its type.
     """
-    return _TableReading(piece, max_line_bytes)
 
-
-class _TableReading:
-    """Yields the rows of one table as lines, and counts them."""
-
-    def __init__(self, piece: Piece, max_line_bytes: int) -> None:
+    def __init__(self, piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._piece, self._file = piece, piece.file
         self._max_line_bytes = max_line_bytes
         self._rows = 0
@@ -102,24 +91,30 @@ class _TableReading:
             raise UnreadableFile(self._file.name, self._rows + 1, reason) from error
 
     def record(self) -> PieceRecord:
-        """Return what was read of the file; only after the last row."""
+        """Return what was read, as `LineReading.record`."""
         found = whole_piece(self._file)
         self._piece.check_bytes(found.end, found.checksum)
         return PieceRecord(self._file.name, self._rows, 0)
 
 
 def read_rows(path: str, name: str, max_line_bytes: int) -> Iterator[list[SourceLine]]:
-    """Yield the rows of a table as lines, some at a time: what `run_apart` does for `open_table`.
+    """Yield the rows of a table as lines, some at a time: what `run_apart` does.
 
     Raises `UnreadableFile`, calling the file ``name``.
     """
     size = Path(path).stat().st_size if Path(path).exists() else 0
     rows = content = 0
+    unread = frozenset[str]()
+
+    def choose(schema: pa.Schema) -> list[str]:
+        nonlocal unread
+        names, unread = choose_columns(schema)
+        return names
+
     try:
-        columns = _Columns()
-        for batch in read_batches(Path(path), columns.choose):
+        for batch in read_batches(Path(path), choose):
             decode = _decoder_of(batch.schema, name)
-            for part in _read_parts(batch, decode, rows, max_line_bytes, columns.unread):
+            for part in _read_parts(batch, decode, rows, max_line_bytes, unread):
                 rows += len(part)
                 content += sum(map(_size_of, part))
                 if content > max(_FREE_BYTES, EXPANSION_LIMIT * size):
@@ -193,18 +188,6 @@ def _lines_of(
             yield SourceLine(number, text, None, unread)
         except Rejected as error:
             yield SourceLine(number, None, error.without_frames())
-
-
-class _Columns:
-    """The columns of a table that are read, and ``unread``, the names of those that are not."""
-
-    def __init__(self) -> None:
-        self.unread: frozenset[str] = frozenset()
-
-    def choose(self, schema: pa.Schema) -> list[str]:
-        """Return the names of the columns to read."""
-        names, self.unread = choose_columns(schema)
-        return names
 
 
 def choose_columns(schema: pa.Schema) -> tuple[list[str], frozenset[str]]:

@@ -12,7 +12,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from pipeline.errors import EXCERPT_LIMIT, Rejected, UnreadableFile
 from pipeline.lines.archive import BrokenArchive, decompressed
@@ -75,31 +75,18 @@ def read_lines(file: SourceFile, max_line_bytes: int = MAX_LINE_BYTES) -> Iterat
         UnreadableFile: the file is cut, damaged, UTF-16, a JSON array, a pretty-printed object, or
             cannot be opened. Lines before the fault may have been yielded; they must not be used.
     """
-    return iter(_Reading(file, max_line_bytes))
+    return iter(LineReading(file, max_line_bytes))
 
 
-class Reading(Protocol):
-    """One piece being read: its lines, as `read_lines` yields them, then the record of it."""
-
-    def __iter__(self) -> Iterator[SourceLine]: ...
-
-    def record(self) -> PieceRecord:
-        """Return what was read; only after the last line.
-
-        Raises `UsageError` where it is not what was planned: the file changed meanwhile.
-        """
-        ...
-
-
-def open_lines(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> Reading:
-    """Return the reading of a piece of a JSONL file."""
-    return _Reading(piece.file, max_line_bytes, piece)
-
-
-class _Reading:
+class LineReading:
     """One pass over one file or a piece of it: iterate once for its lines, then ask for its record."""
 
-    def __init__(self, file: SourceFile, max_line_bytes: int, piece: Piece | None = None) -> None:
+    def __init__(
+        self,
+        file: SourceFile,
+        max_line_bytes: int = MAX_LINE_BYTES,
+        piece: Piece | None = None,
+    ) -> None:
         self._file, self._max_line_bytes, self._piece = file, max_line_bytes, piece
         self._before = piece.first_line - 1 if piece else 0
         self._line = self._before
@@ -114,7 +101,10 @@ class _Reading:
         yield from lines
 
     def record(self) -> PieceRecord:
-        """Return what was read; complete after the last line."""
+        """Return what was read; only after the last line.
+
+        Raises `UsageError` where it is not what was planned: the file changed meanwhile.
+        """
         if self._piece:
             self._piece.check_bytes(self._bytes, self._checksum)
         lines = self._line - self._before - self._blank_lines

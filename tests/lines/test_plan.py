@@ -26,7 +26,7 @@ from pipeline.lines import text as source
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import Piece, SourcePlan, SourceShard, plan_shards, whole_piece
 from pipeline.lines.tables import open_piece
-from pipeline.lines.text import SourceLine, open_lines, read_lines
+from pipeline.lines.text import SourceLine, read_lines
 from tests.conftest import read_input, shards_of
 
 ROWS = [json.dumps({"id": str(number), "text": "x" * number}) for number in range(40)]
@@ -94,7 +94,7 @@ def test_pieces_in_order_are_the_files_read_whole(
     files: list[tuple[bytes, str]], size: int, chunk_bytes: int
 ) -> None:
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(planning, "_CHUNK_BYTES", chunk_bytes)
+        patched.setattr(planning, "CHUNK_BYTES", chunk_bytes)
         patched.setattr(source, "CHUNK_BYTES", chunk_bytes)
         written = [
             write(Path(place), f"{number}.jsonl{suffix}", PACKED[suffix](content))
@@ -135,7 +135,7 @@ def test_the_plan_depends_on_the_bytes_alone(content: bytes, size: int) -> None:
         two = write(Path(place) / "other", "a.jsonl", content)
         os.utime(two.path, (0, 0))
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(planning, "_CHUNK_BYTES", 5)
+            patched.setattr(planning, "CHUNK_BYTES", 5)
             in_small_chunks = plan_shards([two])
         plan = plan_shards([one])
     assert places_of(plan) == places_of(in_small_chunks)
@@ -325,7 +325,7 @@ def test_a_piece_is_checked_by_size_and_by_content(tmp_path: Path) -> None:
     for size, checksum in ((piece.end + 1, piece.checksum), (piece.end, piece.checksum ^ 1)):
         with pytest.raises(UsageError, match="changed while it was read"):
             piece.check_bytes(size, checksum)
-    reading = open_lines(dataclasses.replace(piece, checksum=piece.checksum ^ 1))
+    reading = open_piece(dataclasses.replace(piece, checksum=piece.checksum ^ 1))
     assert len(list(reading)) == len(ROWS)
     with pytest.raises(UsageError, match="changed while it was read"):
         reading.record()

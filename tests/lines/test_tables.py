@@ -25,8 +25,7 @@ from pipeline.lines.cells import write_json
 from pipeline.lines.files import SourceFile
 from pipeline.lines.json_text import parse_line
 from pipeline.lines.plan import whole_piece
-from pipeline.lines.tables import is_table, open_table, read_file
-from pipeline.lines.text import Reading
+from pipeline.lines.tables import TableReading, read_file
 from tests.conftest import ReadInput, read_input
 
 Row = dict[str, Any]
@@ -54,8 +53,8 @@ def read_one(file: SourceFile, **options: Any) -> ReadInput:
     return read_input([file], **options)
 
 
-def open_whole(file: SourceFile) -> Reading:
-    return open_table(whole_piece(file))
+def open_whole(file: SourceFile) -> TableReading:
+    return TableReading(whole_piece(file))
 
 
 def rows_of(read: ReadInput) -> list[Row]:
@@ -123,7 +122,7 @@ def test_tables_and_jsonl_files_are_read_in_the_order_given(tmp_path: Path) -> N
     read = read_input([table, file_at(lines)])
     assert read.places == [("b.parquet", 1), ("b.parquet", 2), ("a.jsonl", 1), ("a.jsonl", 3)]
     assert [piece.lines for piece in read.pieces] == [2, 2]
-    assert (is_table(table), is_table(file_at(lines))) == (True, False)
+    assert (table.is_table, file_at(lines).is_table) == (True, False)
 
 
 def test_row_numbers_run_on_over_batches_and_row_groups(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from pipeline.sets.place import MANIFEST
 from tests.conftest import asked_by_line, write_lines
 
 LINES = 60
+UNTOLD = 1
+"""Shards that each worker may have finished, at the moment of a kill, that nobody was told of."""
 
 RUNNER = """
 import json, os, resource, signal, sys, time
@@ -181,8 +183,7 @@ def test_a_stopped_job_goes_on_with_the_shards_that_were_finished(
     assert not Path(config.output).exists()
     manifest = run(config)
     reused = manifest["shards"]["reused"]
-    # Each worker may have finished one more that nobody was told of.
-    assert 5 <= reused <= 5 + num_proc
+    assert 5 <= reused <= 5 + num_proc * UNTOLD
     assert manifest["digest"] == undisturbed["digest"]
     assert manifest["counts"] == undisturbed["counts"]
     assert beside(config) == []
@@ -197,7 +198,7 @@ def test_a_job_that_is_stopped_again_and_again_ends_at_last(
     for _ in range(4):
         run(config, shards=2)
     manifest = run(config)
-    assert manifest["shards"]["reused"] == 8
+    assert 8 <= manifest["shards"]["reused"] <= 8 + 4 * UNTOLD
     assert manifest["digest"] == undisturbed["digest"]
 
 
@@ -211,7 +212,7 @@ def test_a_setting_that_changes_no_byte_keeps_the_shards(
 ) -> None:
     run(config, shards=5)
     manifest = run(dataclasses.replace(config, **changes))
-    assert manifest["shards"]["reused"] == 5
+    assert 5 <= manifest["shards"]["reused"] <= 5 + UNTOLD
     assert manifest["digest"] == undisturbed["digest"]
 
 
@@ -234,7 +235,7 @@ def test_the_shards_of_another_job_are_never_taken_and_are_removed(
     run(other, shards=2)
     (theirs,) = (path for path in work.iterdir() if path.is_dir())
     assert theirs != mine
-    assert run(other)["shards"]["reused"] == 2
+    assert 2 <= run(other)["shards"]["reused"] <= 2 + UNTOLD
     assert beside(config) == []
 
 
@@ -252,8 +253,7 @@ def test_a_shard_that_is_not_whole_is_made_again(
     else:
         (rows if damage == "missing" else folder / "00003.json").unlink()
     manifest = run(config)
-    # A worker may have finished one more that nobody was told of.
-    assert manifest["shards"]["reused"] in (4, 5)
+    assert 4 <= manifest["shards"]["reused"] <= 4 + UNTOLD
     assert manifest["digest"] == undisturbed["digest"]
     assert verify(config.output) == []
 
@@ -305,7 +305,8 @@ def test_the_shards_of_standard_input_are_known_by_its_content(
         ended = run(config, **order)
         assert writer.wait(10) == 0
         reused.append(ended.get("shards", {}).get("reused"))
-    assert reused == [None, 5]
+    assert reused[0] is None
+    assert 5 <= reused[1] <= 5 + UNTOLD
     assert beside(config) == []
 
 

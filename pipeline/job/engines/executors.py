@@ -9,14 +9,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from pipeline.config import PrepareConfig, usable_cores
+from pipeline.config import PrepareConfig
 from pipeline.errors import UsageError, WorkerFailed
-from pipeline.job.engines.engine import Engine, Run
-from pipeline.job.engines.failure import Failure, log_path
-from pipeline.job.engines.plan_file import JobPlan, with_absolute_paths
+from pipeline.job.engines.plan_file import (
+    Failure,
+    JobPlan,
+    failure_path,
+    log_path,
+    with_absolute_paths,
+)
 from pipeline.job.shard_record import ShardRecord, read_made, record_path
 from pipeline.lines.plan import SourcePlan, SourceShard
 
@@ -32,6 +37,28 @@ _GRACE_SECONDS: Final = 10.0
 _MOST_NAMED: Final = 5
 
 
+class Run(Protocol):
+    """Tasks that were started; asked every ``poll_seconds`` whether any of them has not ended."""
+
+    poll_seconds: float
+
+    def is_running(self) -> bool: ...
+    def describe(self, task: int) -> str:
+        """Return what the engine knows of a task that did not do its work."""
+        ...
+
+
+class Engine(Protocol):
+    """Starts tasks, each as ``pipeline.job.engines.task.run_task(plan, task)`` somewhere."""
+
+    def started(self, plan: Path, tasks: Sequence[int]) -> AbstractContextManager[Run]:
+        """Start tasks of the plan at ``plan``; at the end of the block those that still run are ended.
+
+        Raises `pipeline.errors.UsageError` where the engine cannot take them.
+        """
+        ...
+
+
 def plan_tasks(
     config: PrepareConfig,
     source: SourcePlan,
@@ -42,9 +69,7 @@ def plan_tasks(
     Where the input is cut does not depend on the number of tasks, so that another number goes on
     with the shards that were finished; there are never more tasks than shards.
     """
-    wanted = config.tasks or config.workers
-    if wanted is None:
-        wanted = usable_cores() if config.executor == "local" else MOST_TASKS
+    wanted = config.tasks or config.workers or MOST_TASKS
     tasks = max(1, min(wanted, len(source.shards)))
     return JobPlan(with_absolute_paths(config), source, seal, tasks)
 
@@ -68,7 +93,7 @@ def run_tasks(job: JobPlan, folder: Path, missing: Sequence[SourceShard]) -> Ite
         if attempt:
             logger.warning("%s: tasks %s are run again", job.config.executor, _join(tasks))
         for task in tasks:
-            Failure.path(folder, task).unlink(missing_ok=True)
+            failure_path(folder, task).unlink(missing_ok=True)
         with engine.started(path, tasks) as started:
             run = started
             yield from _watch(run, folder, waiting, tasks)
@@ -84,10 +109,6 @@ def run_tasks(job: JobPlan, folder: Path, missing: Sequence[SourceShard]) -> Ite
 
 def open_engine(config: PrepareConfig) -> Engine:
     """Return the engine of a job. Raises `UsageError` where it is not installed here."""
-    if config.executor == "local":
-        from pipeline.job.engines.local import LocalEngine
-
-        return LocalEngine(config)
     if config.executor == "slurm":
         from pipeline.job.engines.slurm import SlurmEngine
 
@@ -136,13 +157,11 @@ def _take_made(folder: Path, waiting: set[int]) -> Iterator[ShardRecord]:
 
 
 def _read_failures(folder: Path, tasks: Iterable[int]) -> dict[int, Failure]:
-    failures: dict[int, Failure] = {}
-    said = {path.name for path in log_path(folder, 0).parent.glob("*.failed")}
-    for task in tasks:
-        name = Failure.path(folder, task).name
-        if name in said and (failure := Failure.read(folder, task)) is not None:
-            failures[task] = failure
-    return failures
+    said = set(log_path(folder, 0).parent.glob("*.failed"))
+    read = {
+        task: Failure.read(folder, task) for task in tasks if failure_path(folder, task) in said
+    }
+    return {task: failure for task, failure in read.items() if failure is not None}
 
 
 def _failed(job: JobPlan, folder: Path, waiting: set[int], run: Run | None) -> WorkerFailed:

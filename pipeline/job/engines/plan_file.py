@@ -1,25 +1,28 @@
-"""``plan.json``: all that a task on another machine has to know of a job.
+"""What a job and its tasks on other machines tell each other, by files in the folder of its shards.
 
-It is written once into the work folder of the job, before the first task starts, and read by every
-task. What it names (input, tokenizer, template) is named by absolute path, for all machines alike.
+``plan.json`` is all that a task has to know: it is written once, before the first task starts, and names
+its files by absolute path, for all machines alike. ``logs/task-00003.log`` is what a task printed,
+``logs/task-00003.failed`` why it failed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 from pipeline.config import PrepareConfig, config_from_mapping
-from pipeline.errors import UsageError
+from pipeline.errors import ContextFrozenError, UnreadableFile, UsageError, WorkerFailed
 from pipeline.lines.files import SourceFile
 from pipeline.lines.plan import Piece, SourcePlan, SourceShard
 
 PLAN: Final = "plan.json"
-_FORMAT: Final = 2
+LOGS: Final = "logs"
+_FORMAT: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,8 @@ class JobPlan:
         return list(self.source.shards[task :: self.tasks])
 
     def write(self, folder: Path) -> Path:
-        """Write the plan into ``folder`` under its one name, whole or not at all; return its path."""
-        path, partial = folder / PLAN, folder / f".{PLAN}-{os.getpid()}"
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(self._to_dict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        return path
+        """Write the plan into ``folder`` under its one name; return its path."""
+        return _write_json(folder / PLAN, self._to_dict())
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -74,15 +71,13 @@ class JobPlan:
             ) from error
 
     def _to_dict(self) -> dict[str, Any]:
-        sizes = self.source.sizes
-        places = {file: place for place, file in enumerate(sizes)}
+        # A file of many pieces is named once.
+        places = {file: place for place, file in enumerate(self.source.sizes)}
         return {
             "format": _FORMAT,
             "config": self.config.to_dict(),
-            "files": [
-                [str(file.path), file.name, size, self.source.sha256[file.name]]
-                for file, size in sizes.items()
-            ],
+            "files": [[str(file.path), file.name] for file in places],
+            "sha256": self.source.sha256,
             "shards": [
                 [
                     [places[each.file], each.start, each.end, each.first_line, each.checksum]
@@ -96,18 +91,66 @@ class JobPlan:
 
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any]) -> Self:
-        files = [SourceFile(Path(path), name) for path, name, _, _ in values["files"]]
+        files = [SourceFile(Path(path), name) for path, name in values["files"]]
         shards = tuple(
             SourceShard(index, tuple(Piece(files[place], *rest) for place, *rest in pieces))
             for index, pieces in enumerate(values["shards"])
         )
-        sha256 = {name: sha256 for _, name, _, sha256 in values["files"]}
         return cls(
             config=config_from_mapping(values["config"], PLAN),
-            source=SourcePlan(shards, sha256),
+            source=SourcePlan(shards, values["sha256"]),
             seal=values["seal"],
             tasks=values["tasks"],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The words of an error of a task; ``unreadable`` are the parts of an `UnreadableFile`.
+
+    Errors of ours come again with each attempt (``is_final``), but for those of a worker process.
+    """
+
+    words: str
+    is_final: bool
+    unreadable: tuple[str, int, str] | None = None
+
+    @classmethod
+    def of(cls, error: ContextFrozenError) -> Self:
+        """Return the failure that ``error`` is."""
+        is_final = not isinstance(error, WorkerFailed)
+        return cls(str(error), is_final, error.args if isinstance(error, UnreadableFile) else None)
+
+    @classmethod
+    def read(cls, folder: Path, task: int) -> Self | None:
+        """Return why a task failed, or None where it said nothing."""
+        try:
+            values: dict[str, Any] = json.loads(failure_path(folder, task).read_bytes())
+            parts = values.pop("unreadable")
+            return cls(**values, unreadable=tuple(parts) if parts else None)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, folder: Path, task: int) -> None:
+        """Say beside the plan why a task failed."""
+        path = failure_path(folder, task)
+        path.parent.mkdir(exist_ok=True)
+        _write_json(path, asdict(self))
+
+    def raise_for_data(self) -> None:
+        """Raise `UnreadableFile` where that is what the task raised: the input is at fault."""
+        if self.unreadable:
+            raise UnreadableFile(*self.unreadable)
+
+
+def log_path(folder: Path, task: int) -> Path:
+    """Return where what a task prints is kept."""
+    return folder / LOGS / f"task-{task:05d}.log"
+
+
+def failure_path(folder: Path, task: int) -> Path:
+    """Return where the failure of a task is kept."""
+    return log_path(folder, task).with_suffix(".failed")
 
 
 def with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
@@ -122,3 +165,13 @@ def with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
         tokenizer=str(tokenizer.absolute()) if tokenizer.is_dir() else config.tokenizer,
         chat_template=template and str(Path(template).absolute()),
     )
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    """Write a file that others wait for, whole or not at all; return its path."""
+    partial = path.with_name(f".{path.name}-{platform.node()}-{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return partial.replace(path)

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import UsageError
-from pipeline.job.engines.failure import log_path
+from pipeline.job.engines.plan_file import log_path
 
 _RETRIES: Final = 3
 """How often Ray runs a task again whose worker or node died."""
@@ -34,7 +34,7 @@ class RayEngine:
 
     @contextmanager
     def started(self, plan: Path, tasks: Sequence[int]) -> Generator[RayRun]:
-        """Start tasks of a plan, as `pipeline.job.engines.engine.Engine.started`."""
+        """Start tasks of a plan, as `pipeline.job.engines.executors.Engine.started`."""
         was_there = ray.is_initialized()
         if not was_there:
             self._connect()

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,7 @@ from typing import Final
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import UsageError
-from pipeline.job.engines.engine import task_command
-from pipeline.job.engines.failure import LOGS
+from pipeline.job.engines.plan_file import LOGS
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class SlurmEngine:
 
     @contextmanager
     def started(self, plan: Path, tasks: Sequence[int]) -> Generator[SlurmRun]:
-        """Start tasks of a plan, as `pipeline.job.engines.engine.Engine.started`."""
+        """Start tasks of a plan, as `pipeline.job.engines.executors.Engine.started`."""
         script = format_script(self._config, plan, tasks)
         submitted = _run_command(["sbatch", "--parsable"], script)
         if submitted.returncode:
@@ -128,7 +128,9 @@ def format_script(config: PrepareConfig, plan: Path, tasks: Sequence[int]) -> st
         for name, value in options.items()
         if value is not None
     ]
-    command = shlex.join([*task_command(config), str(plan)])
+    python = str(Path(config.venv).absolute() / "bin" / "python") if config.venv else sys.executable
+    # -P: the folder that it runs in is not searched for code.
+    command = shlex.join([python, "-P", "-m", "pipeline.job.engines.task", str(plan)])
     return "\n".join(
         [
             "#!/bin/sh",

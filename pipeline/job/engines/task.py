@@ -11,11 +11,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from pipeline.errors import (
     MOST_WORDS,
@@ -26,17 +24,13 @@ from pipeline.errors import (
     excerpt_of,
     shorten_middle,
 )
-from pipeline.job.engines.failure import Failure
-from pipeline.job.engines.plan_file import JobPlan
+from pipeline.job.engines.plan_file import Failure, JobPlan, failure_path
 from pipeline.job.shard_record import ShardRecord, read_finished, rows_path
 from pipeline.lines.plan import SourceShard
 from pipeline.sets.disk import sync_file
 from pipeline.sets.marks import marked_as_running
 from pipeline.sets.seal import check_tokenizer, find_differences, hash_seal, make_seal
 from pipeline.tokens import without_torch
-
-WATCH_INPUT: Final = "--end-with-input"
-"""Flag by which a task ends as soon as its standard input does: with the process that started it."""
 
 
 def run_task(plan_path: Path, task: int) -> int:
@@ -46,14 +40,14 @@ def run_task(plan_path: Path, task: int) -> int:
     of the seal that differs is named), and for input that is not what was planned; else what
     `pipeline.job.shard.map_shard` raises. Why it failed is left beside the plan too.
     """
-    failure = Failure.path(plan_path.parent, task)
-    failure.unlink(missing_ok=True)
+    folder = plan_path.parent
+    failure_path(folder, task).unlink(missing_ok=True)
     try:
         plan = JobPlan.read(plan_path)
-        with marked_as_running(plan_path.parent, plan_path):
-            return _make_shards(plan, plan_path.parent, task)
+        with marked_as_running(folder, plan_path):
+            return _make_shards(plan, folder, task)
     except ContextFrozenError as error:
-        Failure.of(error, platform.node()).write(failure)
+        Failure.of(error).write(folder, task)
         raise
 
 
@@ -127,29 +121,15 @@ def _other_machine(key: str, planned: object, here: object) -> UsageError:
     )
 
 
-def _end_with_input() -> None:
-    """End this process once nobody holds the other end of its standard input."""
-
-    def wait() -> None:
-        while os.read(0, 1024):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def main(args: Sequence[str]) -> int:
     """Run a task and return its exit code: 0 done, 1 data refused, 2 wrong machine, plan or usage."""
-    rest = [arg for arg in args if arg != WATCH_INPUT]
-    if len(rest) != 2 or not rest[1].isdecimal():
+    if len(args) != 2 or not args[1].isdecimal():
         print("usage: python -m pipeline.job.engines.task PLAN K", file=sys.stderr)
         return 2
-    if WATCH_INPUT in args:
-        _end_with_input()
     # No task computes with torch, which transformers would import for a second and 190 MB.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     without_torch.leave_out()
-    path, task = Path(rest[0]), int(rest[1])
+    path, task = Path(args[0]), int(args[1])
     try:
         made = run_task(path, task)
     except ContextFrozenError as error:

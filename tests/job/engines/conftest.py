@@ -14,6 +14,7 @@ import pytest
 from pipeline.config import PrepareConfig
 from pipeline.job.engines.executors import plan_tasks
 from pipeline.job.engines.plan_file import JobPlan
+from pipeline.job.engines.slurm import SlurmRun
 from pipeline.job.prepare import prepare
 from pipeline.job.prepared import Prepared
 from pipeline.job.shard_record import ShardRecord, read_finished, record_path
@@ -102,7 +103,7 @@ def plan_job(
     """Return a function that plans the job as `build_set` does, and writes the plan."""
 
     def plan(tasks: int = 3, **settings: Any) -> PlannedJob:
-        config = make_config(examples_file, executor="local", tasks=tasks, **settings)
+        config = make_config(examples_file, executor="slurm", tasks=tasks, **settings)
         files = [SourceFile(examples_file, "in.jsonl")]
         with shards_of(SHARD_BYTES):
             source = plan_shards(files)
@@ -160,13 +161,18 @@ def machine_with(tmp_path: Path) -> Callable[..., str]:
     return make
 
 
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put commands on PATH that play Slurm with processes of this machine."""
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "sacct"):
+        script = f'#!/bin/sh\nexec {sys.executable} -I {FAKE_SLURM} {name} {folder} "$@"\n'
+        (folder / name).write_text(script, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(SlurmRun, "poll_seconds", 0.1)
+
+
+FAKE_SLURM = Path(__file__).with_name("fake_slurm.py")
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
-
-
-def is_alive(pid: int) -> bool:
-    """Say whether a process runs; one that has ended and was not waited for does not."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, ProcessLookupError):
-        return False

@@ -65,7 +65,7 @@ def test_a_plan_reads_back_equal(source: SourcePlan, seal: dict[str, object], ta
 
 @given(source_plans(), st.integers(1, 9))
 def test_every_shard_belongs_to_one_task(source: SourcePlan, tasks: int) -> None:
-    config = PrepareConfig(input=("a",), tokenizer="t/t", output="o", executor="local", tasks=tasks)
+    config = PrepareConfig(input=("a",), tokenizer="t/t", output="o", executor="slurm", tasks=tasks)
     plan = plan_tasks(config, source, {})
     dealt = [shard.index for task in range(plan.tasks) for shard in plan.shards_of(task)]
     assert sorted(dealt) == [shard.index for shard in source.shards]
@@ -86,11 +86,17 @@ def test_the_plan_of_a_real_job_reads_back_equal(plan_job: Callable[..., Planned
     assert len(job.indexes) > 6
 
 
-def test_a_plan_names_its_files_with_bytes_and_sha256(plan_job: Callable[..., PlannedJob]) -> None:
+def test_a_plan_names_its_files_with_their_end_and_sha256(
+    plan_job: Callable[..., PlannedJob],
+) -> None:
     job = plan_job()
-    ((path, name, size, sha256),) = json.loads(job.path.read_bytes())["files"]
-    assert (name, size) == ("in.jsonl", Path(path).stat().st_size)
-    assert sha256 == job.plan.seal["input"][0]["sha256"]
+    plan = json.loads(job.path.read_bytes())
+    ((path, name),) = plan["files"]
+    assert (name, max(piece[2] for piece in plan["shards"][-1])) == (
+        "in.jsonl",
+        Path(path).stat().st_size,
+    )
+    assert plan["sha256"] == {name: job.plan.seal["input"][0]["sha256"]}
 
 
 def test_a_task_that_the_plan_has_not_is_refused(plan_job: Callable[..., PlannedJob]) -> None:

@@ -187,18 +187,21 @@ def test_numbers_are_written_as_ranges(numbers: list[int], expected: str) -> Non
 def test_a_controller_that_is_away_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    answers = iter(["down", "down", "PENDING", "down", ""])
-
-    def answer(command: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
-        if command[0] == "sbatch":
-            return subprocess.CompletedProcess(command, 0, "12;cluster\n", "")
-        if command[0] != "squeue":
-            return subprocess.CompletedProcess(command, 0, "", "")
-        said = next(answers)
-        return subprocess.CompletedProcess(command, said == "down", said, "cannot contact slurm")
-
-    monkeypatch.setattr(slurm, "_run_command", answer)
-    monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
+    commands = {
+        "sbatch": "cat > /dev/null; echo '12;cluster'",
+        # Each answer is a file, in order.
+        "squeue": f"cd {tmp_path}/answers; set -- *; said=$(cat $1); rm $1; echo $said;"
+        " test \"$said\" != down || { echo 'cannot contact slurm' >&2; exit 1; }",
+        "scancel": ":",
+        "scontrol": ":",
+    }
+    for name, command in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "answers").mkdir()
+    for number, answer in enumerate(["down", "down", "PENDING", "down", ""]):
+        (tmp_path / "answers" / str(number)).write_text(answer)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     config = PrepareConfig(input=("a",), tokenizer="t/t", output="o", executor="slurm")
     with SlurmEngine(config).started(tmp_path / "plan.json", [0]) as run:
         assert run.job == "12"

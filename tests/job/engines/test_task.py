@@ -17,11 +17,11 @@ import pytest
 
 from pipeline.errors import UnreadableFile, UsageError
 from pipeline.job import shards, workers
-from pipeline.job.engines.failure import Failure
-from pipeline.job.engines.task import WATCH_INPUT, main, run_task
+from pipeline.job.engines.plan_file import Failure
+from pipeline.job.engines.task import main, run_task
 from pipeline.job.shard import map_shard
 from tests.conftest import ROOT
-from tests.job.engines.conftest import PlannedJob, is_alive
+from tests.job.engines.conftest import PlannedJob
 
 PlanJob = Callable[..., PlannedJob]
 
@@ -236,8 +236,7 @@ def test_a_failure_is_left_beside_the_plan_until_the_next_attempt(
 
 
 def test_a_file_that_cannot_be_read_is_raised_as_itself_by_who_waits(tmp_path: Path) -> None:
-    path = Failure.path(tmp_path, 0)
-    Failure.of(UnreadableFile("a.jsonl", 3, "cut"), "here").write(path)
+    Failure.of(UnreadableFile("a.jsonl", 3, "cut")).write(tmp_path, 0)
     failure = Failure.read(tmp_path, 0)
     assert failure is not None
     with pytest.raises(UnreadableFile, match=r"a\.jsonl:3: unreadable_file: cut"):
@@ -265,19 +264,17 @@ def test_what_a_task_says_moves_no_cursor(
 # ---- as a process
 
 
-def start(job: PlannedJob, task: int, *flags: str) -> subprocess.Popen[bytes]:
+def start(job: PlannedJob, task: int) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-P",
         "-m",
         "pipeline.job.engines.task",
-        *flags,
         str(job.path),
         str(task),
     ]
     return subprocess.Popen(
         command,
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT / "docs",
@@ -295,14 +292,3 @@ def test_a_killed_task_leaves_whole_shards_and_a_new_attempt_the_rest(plan_job: 
     run_task(job.path, 0)
     assert left
     assert sorted(job.records) == job.indexes
-
-
-def test_a_task_ends_with_the_process_that_started_it(plan_job: PlanJob) -> None:
-    job = plan_job(tasks=1)
-    with start(job, 0, WATCH_INPUT) as process:
-        assert process.stdin is not None
-        # Stopped at once: long before a tokenizer is loaded.
-        process.stdin.close()
-        assert process.wait(60) == 1
-    assert not is_alive(process.pid)
-    assert job.records == {}

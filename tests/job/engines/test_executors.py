@@ -1,12 +1,8 @@
-"""Tasks as processes: the set of one process, whatever becomes of them."""
+"""Tasks of an engine: the set of one process, whatever becomes of them."""
 
 from __future__ import annotations
 
 import gzip
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +14,12 @@ from pipeline.errors import UnreadableFile, WorkerFailed
 from pipeline.job.prepared import Prepared
 from pipeline.sets.load import verify
 from pipeline.sets.place import MANIFEST
-from tests.conftest import ROOT, write_lines
-from tests.job.engines.conftest import KILL, LINES, is_alive
+from tests.conftest import write_lines
+from tests.job.engines.conftest import KILL, LINES
 
 RunJob = Callable[..., Prepared]
+
+pytestmark = pytest.mark.usefixtures("fake_slurm")
 
 
 def files_of(folder: Path | str) -> dict[str, bytes]:
@@ -31,7 +29,7 @@ def files_of(folder: Path | str) -> dict[str, bytes]:
 
 def test_tasks_give_the_set_of_one_process(run_job: RunJob) -> None:
     alone = run_job("none")
-    tasks = run_job("local", tasks=3, workers=2)
+    tasks = run_job("slurm", tasks=3, workers=2)
     assert tasks.digest == alone.digest
     assert tasks.counts == alone.counts
     made, expected = files_of(tasks.output), files_of(alone.output)
@@ -50,7 +48,7 @@ def test_a_task_that_is_killed_in_the_middle_is_run_again(
     run_job: RunJob, machine_with: Callable[..., str], digest: str
 ) -> None:
     venv = machine_with(f"if len(made) == 2 and is_first('killed'): {KILL}", at_shard=True)
-    assert run_job("local", tasks=2, workers=2, venv=venv).digest == digest
+    assert run_job("slurm", tasks=2, workers=2, venv=venv).digest == digest
     assert (Path(venv).parent / "killed").exists()
 
 
@@ -60,12 +58,12 @@ def test_a_task_that_dies_again_and_again_is_named_and_its_job_goes_on_with_othe
     venv = machine_with(f"if each.index == 3: {KILL}", at_shard=True)
     with pytest.raises(
         WorkerFailed,
-        match=r"executor local: \d of \d+ shards .*shards 3, .* of tasks 1\): task 1: a worker process "
+        match=r"executor slurm: \d of \d+ shards .*shards 3, .* of tasks 1\): task 1: a worker process "
         r"was ended by SIGKILL \(out of memory\?\): shard 3: .*\(log: .*task-00001\.log\)",
     ):
-        run_job("local", tasks=2, venv=venv)
-    assert not (tmp_path / "local" / "set").exists()
-    again = run_job("local", tasks=1)
+        run_job("slurm", tasks=2, venv=venv)
+    assert not (tmp_path / "slurm" / "set").exists()
+    again = run_job("slurm", tasks=1)
     made, reused = (again.manifest["shards"][name] for name in ("made", "reused"))
     # The other task's, and shard 1 of the one that died.
     assert reused == made // 2 + made % 2 + 1
@@ -77,7 +75,7 @@ def test_a_task_that_raises_something_unforeseen_is_run_again(
     run_job: RunJob, machine_with: Callable[..., str], digest: str
 ) -> None:
     venv = machine_with("if is_first('raised'): raise OSError(116, 'stale handle')", at_shard=True)
-    assert run_job("local", tasks=1, venv=venv).digest == digest
+    assert run_job("slurm", tasks=1, venv=venv).digest == digest
     assert (Path(venv).parent / "raised").exists()
 
 
@@ -90,7 +88,7 @@ def test_a_machine_with_another_library_fails_the_job_at_once_with_the_key(
         "metadata.version = lambda name: '0.0.9' if name == 'tokenizers' else version(name)"
     )
     with pytest.raises(WorkerFailed, match=r"seal\.versions\.tokenizers differs on .*0\.0\.9"):
-        run_job("local", tasks=1, venv=venv)
+        run_job("slurm", tasks=1, venv=venv)
     assert len(list(tmp_path.glob("start-*"))) == 1
 
 
@@ -102,19 +100,19 @@ def test_a_file_that_is_cut_is_told_as_one_process_tells_it(
     path.write_bytes(gzip.compress(path.read_bytes())[:-20])
     path = path.rename(tmp_path / "cut.jsonl.gz")
     said: list[str] = []
-    for executor in ("none", "local"):
+    for executor in ("none", "slurm"):
         with pytest.raises(UnreadableFile) as caught:
-            run_job(executor, input=path)
+            run_job(executor, input=path, tasks=2)
         said.append(str(caught.value))
     assert said[0] == said[1]
-    assert not (tmp_path / "local").exists() or list((tmp_path / "local").iterdir()) == []
+    assert not (tmp_path / "slurm").exists() or list((tmp_path / "slurm").iterdir()) == []
 
 
 def test_rejects_are_those_of_one_process(run_job: RunJob, tmp_path: Path) -> None:
     rows = [{"id": f"e{n // 2 * 2}", "context": "2+2=", "continuation": f"{n}"} for n in range(30)]
     path = write_lines(tmp_path / "faulty.jsonl", [*rows, "{torn"])
     settings = {"input": path, "max_reject_rate": 1.0, "on_duplicate": "first"}
-    alone, tasks = run_job("none", **settings), run_job("local", tasks=2, **settings)
+    alone, tasks = run_job("none", **settings), run_job("slurm", tasks=2, **settings)
     assert tasks.counts == alone.counts
     assert tasks.counts["rejects"] == 16
     names = ("rejects.jsonl", "examples.sha256")
@@ -129,10 +127,10 @@ def test_tasks_that_append_give_the_set_that_one_process_gives(
     more = [{"id": f"m{n}", "context": "1+1=", "continuation": f"two {n}"} for n in range(20)]
     path = write_lines(tmp_path / "more.jsonl", more)
     digests = set[str]()
-    for executor in ("none", "local"):
+    for executor in ("none", "slurm"):
         output = str(tmp_path / "out" / f"appended-{executor}")
         run_job("none", output=output)
-        appended = run_job(executor, output=output, input=path, append=True)
+        appended = run_job(executor, output=output, input=path, append=True, tasks=2)
         assert appended.counts["rows"] == LINES + 20
         digests.add(appended.digest)
     assert len(digests) == 1
@@ -148,39 +146,10 @@ def test_no_more_tasks_than_workers_run_at_once(
         "(told / f'seen-{os.getpid()}').write_text(str(len(list(told.glob('running-*')))))\n"
         "import atexit; atexit.register(mine.unlink)"
     )
-    run_job("local", tasks=3, workers=2, venv=venv)
+    run_job("slurm", tasks=3, workers=2, venv=venv)
     seen = [int(path.read_text()) for path in tmp_path.glob("seen-*")]
     assert len(seen) == 3
     assert max(seen) <= 2
-
-
-def test_tasks_end_with_a_job_that_is_killed(tmp_path: Path, bundled_tokenizer: Path) -> None:
-    path = write_lines(
-        tmp_path / "in.jsonl",
-        [{"id": f"e{n}", "context": "2+2=", "continuation": "4" * 200} for n in range(9000)],
-    )
-    code = "import json, sys; from pipeline.job.prepare import prepare; prepare(**json.loads(sys.argv[1]))"
-    settings = {
-        "input": str(path),
-        "tokenizer": str(bundled_tokenizer),
-        "output": str(tmp_path / "out" / "set"),
-        "executor": "local",
-        "tasks": 2,
-    }
-    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(settings)], cwd=ROOT)
-    deadline = time.monotonic() + 60
-    tasks: list[int] = []
-    while len(tasks) < 1 and time.monotonic() < deadline and process.poll() is None:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        tasks = [int(pid) for pid in children.read_text().split()]
-        time.sleep(0.05)
-    assert tasks
-    process.kill()
-    process.wait()
-    while any(map(is_alive, tasks)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_alive, tasks))
-    assert not (tmp_path / "out" / "set").exists()
 
 
 def test_nodes_that_stream_a_set_of_many_shards_read_each_row_once(run_job: RunJob) -> None:

@@ -54,8 +54,8 @@ def write_settings_page() -> str:
     return f"""# Settings of prepare
 
 Written by `python -m scripts.table_of_settings`. Each is a key of YAML, a flag, and a keyword of
-`pipeline.prepare`. `input` and `output` aside, those up to `on_duplicate` are sealed and are keywords of `RowMap`
-too; those from `max_reject_rate` on are of the job.
+`pipeline.prepare`. `input` and `output` aside, those up to `on_duplicate` are sealed and are keywords of
+`RowMap` too; those from `max_reject_rate` on are of the job.
 
 {write_list(PrepareConfig)}"""
 

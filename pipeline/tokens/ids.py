@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -50,16 +50,6 @@ def join_rows(rows: Sequence[Ids]) -> EncodedBatch:
     """Return the batch of rows that are arrays of ids."""
     flat = np.concatenate(rows) if rows else np.empty(0, np.int32)
     return EncodedBatch(flat, _offsets_of(rows))
-
-
-def join_parts(rows: Iterable[Sequence[Ids]]) -> EncodedBatch:
-    """Return the batch of rows that are each a sequence of parts."""
-    parts: list[Ids] = [np.empty(0, np.int32)]
-    lengths: list[int] = [0]
-    for row in rows:
-        parts += row
-        lengths.append(sum(map(len, row)))
-    return EncodedBatch(np.concatenate(parts), np.cumsum(lengths, dtype=np.int64))
 
 
 def join_batches(first: EncodedBatch, second: EncodedBatch) -> EncodedBatch:

@@ -87,6 +87,10 @@ class RowSettings:
     end_of_turn: str = "auto"
     """Token that ends a continuation: auto learns it from the template, none adds none, or its text."""
 
+    tool_call_ids: Literal["keep", "template"] = "keep"
+    """Ids of tool calls: as they are, or those of another form than the template demands replaced by
+    ones of that form (Mistral's: nine letters or digits), of calls and their results alike."""
+
     think: Literal["close", "reject", "keep"] = "close"
     """A continuation without a closing think mark under a prompt that opens a think block."""
 

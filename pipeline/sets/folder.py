@@ -22,12 +22,16 @@ def save_rows(splits: datasets.DatasetDict, folder: Path) -> None:
 
     Raises `OSError` where there is no room.
     """
-    files = {
-        str(name): max(1, min(len(rows), _estimate_bytes(rows) // FILE_BYTES))
-        for name, rows in splits.items()
-    }
+    files = {str(name): count_files(rows) for name, rows in splits.items()}
     with without_bars():
         splits.save_to_disk(str(folder), num_shards=files)
+
+
+def count_files(rows: datasets.Dataset) -> int:
+    """Return in how many files the rows of a split are kept: their tokens are most of their bytes."""
+    table = cast("Any", rows).data.table
+    tokens: int = table.select(["input_ids", "labels", "attention_mask"]).nbytes
+    return max(1, min(len(rows), tokens // FILE_BYTES))
 
 
 @contextmanager
@@ -58,9 +62,3 @@ def seal_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     # Half a character, of a path that is not UTF-8, is an escape of JSON then, and read as it was.
     (folder / MANIFEST).write_bytes(text.encode("utf-8", "backslashreplace"))
     return sealed
-
-
-def _estimate_bytes(rows: datasets.Dataset) -> int:
-    """Return about how many bytes the rows take: their tokens are most of them."""
-    table = cast("Any", rows).data.table
-    return table.select(["input_ids", "labels", "attention_mask"]).nbytes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from pipeline.errors import DataRefused, UsageError, excerpt_of
-from pipeline.lines.bounded_json import NotThatJson, parse_object, read_object
+from pipeline.lines.bounded_json import NotThatJson, read_object
 from pipeline.lines.split_names import is_split_name
 from pipeline.rows.seal import SEAL_FORMAT
 
@@ -63,29 +63,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder}: {error}; expected the folder of a prepared set") from error
 
 
-def parse_manifest(content: bytes, where: str, *, is_remote: bool = False) -> dict[str, Any]:
-    """Return the manifest that ``content`` is. Raises as `read_manifest`; ``where`` names it."""
-    try:
-        values = parse_object(content)
-    except NotThatJson as error:
-        raise UsageError(f"{where}: {error}; prepare the set again") from error
-    return check_manifest(values, where, is_remote=is_remote)
-
-
-def check_manifest(
-    values: dict[str, Any], where: str, *, is_remote: bool = False
-) -> dict[str, Any]:
-    """Return ``values`` where they are a manifest.
-
-    On the Hub (``is_remote``) small files have no sha256. Raises as `read_manifest`.
-    """
+def check_manifest(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return ``values`` where they are a manifest; ``where`` names it. Raises as `read_manifest`."""
     missing = _KEYS - values.keys()
     if missing:
         raise UsageError(f"{where}: lacks {', '.join(sorted(missing))}; prepare the set again")
     try:
         _check_format(values["seal"])
         _MANIFEST(values, "")
-        _map(_file(needs_sha256=not is_remote), _file_name)(values["files"], "files")
         _check_sums(values["counts"])
     except _Unexpected as error:
         raise DataRefused(
@@ -243,13 +228,6 @@ _sha256 = _matching(_SHA256, "64 hexadecimal digits")
 _counts_by_name = _map(_count)
 
 
-def _file(*, needs_sha256: bool) -> _Check:
-    digest = {"sha256": _sha256}
-    if needs_sha256:
-        return _object({"bytes": _count, **digest})
-    return _object({"bytes": _count}, digest)
-
-
 _SEAL: Final = _object(
     {
         "format": _integer(1),
@@ -310,6 +288,7 @@ _MANIFEST: Final = _object(
         "seal": _SEAL,
         "counts": _COUNTS,
         "config": _CONFIG,
+        "files": _map(_object({"bytes": _count, "sha256": _sha256}), _file_name),
     },
     {
         "sha256": _text,

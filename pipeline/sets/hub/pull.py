@@ -113,10 +113,6 @@ def _check_remote(remote: RemoteSet) -> dict[str, Any]:
             f"pull {repo}: no such data set, or a private one that the token may not read; check the "
             "name, and log in with `hf auth login` or HF_TOKEN"
         )
-    if remote.unfinished is not None:
-        raise UsageError(
-            f"pull {repo}: the push of config {config_name} was begun and not ended; push it again"
-        )
     if remote.manifest is None and f"{remote.place.folder}{MANIFEST}" in remote.files:
         raise DataRefused(
             f"pull {repo}: {MANIFEST} of config {config_name} is no manifest of ours; "
@@ -136,7 +132,7 @@ def _check_remote(remote: RemoteSet) -> dict[str, Any]:
         raise DataRefused(
             f"pull {repo}: {MANIFEST} was changed after it was pushed; push the set again"
         )
-    check_manifest(manifest, f"pull {repo}: {MANIFEST}", is_remote=True)
+    check_manifest(manifest, f"pull {repo}: {MANIFEST}")
     if "left_out" not in manifest:
         raise DataRefused(
             f"pull {repo}: {MANIFEST}: left_out: missing, so that no push of ours wrote it; push the set "
@@ -176,7 +172,7 @@ def _fetch_all(api: HfApi, remote: RemoteSet, manifest: Mapping[str, Any]) -> di
         entry = manifest["files"].get(name, {})
         fetched[name] = fetch_file(api, remote.place, f"{remote.place.folder}{name}", remote.commit)
         is_whole = fetched[name].stat().st_size == entry.get("bytes")
-        if not is_whole or entry.get("sha256") not in (None, hash_file_bytes(fetched[name])):
+        if not is_whole or entry.get("sha256") != hash_file_bytes(fetched[name]):
             raise DataRefused(
                 f"pull {repo}: {name} is not the file that was pushed; nothing was written; "
                 "push the set again"

@@ -6,7 +6,6 @@ until the commit names it. A repository that changed after it was looked at refu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,7 @@ from pipeline.sets.hub.public_view import BESIDE, PushedView, view_manifest, vie
 from pipeline.sets.hub.push_rules import PushChoice, check_push
 from pipeline.sets.hub.remote_set import RemoteSet, data_folder, name_place, read_remote_set
 from pipeline.sets.load import open_splits, verify
-from pipeline.sets.manifest import read_manifest
-from pipeline.sets.place import MANIFEST
+from pipeline.sets.manifest import MANIFEST, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -154,7 +152,7 @@ def _commit(
         readme = merge_card(remote.card, view.card, place.config_name, sealed["digest"])
         beside = {
             **{f"{place.folder}{name}": content for name, content in view.files.items()},
-            f"{place.folder}{MANIFEST}": _to_json(sealed),
+            f"{place.folder}{MANIFEST}": write_manifest(sealed),
             CARD: readme.encode(),
         }
         others = [CommitOperationAdd(name, content) for name, content in beside.items()]
@@ -207,7 +205,3 @@ def _seal_manifest(view: PushedView, rows: list[CommitOperationAdd]) -> dict[str
     manifest = {**view.manifest, "files": {**view.manifest["files"], **files}}
     manifest["sha256"] = hash_manifest(manifest)
     return manifest
-
-
-def _to_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -15,7 +15,7 @@ from pipeline.cli.command import main
 from pipeline.config import PrepareConfig
 from pipeline.errors import EXCERPT_LIMIT
 from pipeline.view.table import print_facts
-from pipeline.view.tokenizer import check_tokenizer_and_template
+from pipeline.view.tokenizer import TokenizerCheck, check_tokenizer_and_template
 from tests.conftest import SHARED
 
 # Every fact about the bundled tokenizer and its template, in the order in which they are printed.

@@ -198,7 +198,7 @@ class LineMapper:
                 rejects.append(draft.to_reject(result))
         table = build_table(rows, [draft.provenance for draft in kept])
         saved = table if self._config.columns == "full" else table.select(NUMERIC_COLUMNS)
-        splits = self._name_splits(kept)
+        splits = self.name_splits(kept)
         digests = digest_rows(saved, splits)
         line_digests = [draft.line_digest for draft in kept]
         return MappedLines(table, splits, digests, line_digests, rejects, shapes, order)
@@ -211,7 +211,8 @@ class LineMapper:
             return frozenset(name for name in unread if not name.startswith("messages."))
         return unread
 
-    def _name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
+    def name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
+        """Return the split that each row belongs to."""
         fraction = self._config.validation_fraction
         return [
             name_split(draft.provenance.preference, draft.provenance.conversation, fraction)

@@ -128,7 +128,7 @@ def _bytes_of(tokens: list[str]) -> tuple[bytes, NDArray[np.int64]]:
     with a space in it: that is how `tokenizers` decodes it (ByteLevel, 0.23).
     """
     letters = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32)
-    byte_of_letter = _byte_of_letter()
+    byte_of_letter = number_letters()
     found = byte_of_letter[np.minimum(letters, len(byte_of_letter) - 1)]
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
     ends = np.cumsum(lengths)
@@ -140,7 +140,7 @@ def _bytes_of(tokens: list[str]) -> tuple[bytes, NDArray[np.int64]]:
     return b"".join([*parts, data[done:]]), np.cumsum(lengths)
 
 
-def _byte_of_letter() -> NDArray[np.int16]:
+def number_letters() -> NDArray[np.int16]:
     """Return the byte that the letter of each code point stands for, or -1.
 
     Byte-level BPE (GPT-2) writes a printable byte of Latin-1 as itself and numbers the others, in

@@ -29,8 +29,8 @@ _PRE_TOKENIZERS: Final = {"Split", "ByteLevel", "Digits", "Punctuation"}
 _POST_PROCESSORS: Final = {"ByteLevel", "TemplateProcessing"}
 
 SHORTEST: Final = 2_000  # characters: cutting a shorter text costs what it saves
-_BEGINNING: Final = 1_000  # characters: texts that share so many are taken to share more
-_BEGINNINGS: Final = 20_000  # how many beginnings are remembered
+BEGINNING: Final = 1_000  # characters: texts that share so many are taken to share more
+MOST_BEGINNINGS: Final = 20_000  # how many beginnings are remembered
 _SAMPLE: Final = 8_000  # characters in which the token to cut at is looked for
 _CHOICES: Final = 50  # texts in which it is looked for at most
 STOCK_ROOM: Final = 64 << 20  # bytes of pieces and ids that are kept
@@ -90,14 +90,14 @@ class PieceEncoder:
         if not self._cut_tokens:
             return []
         beginnings = {
-            place: hash(text[:_BEGINNING])
+            place: hash(text[:BEGINNING])
             for place, text in enumerate(texts)
             if len(text) >= SHORTEST
         }
         met, repeated = self._beginnings, set[int]()
         for beginning in beginnings.values():
             (repeated if beginning in met else met).add(beginning)
-        if len(met) > _BEGINNINGS:
+        if len(met) > MOST_BEGINNINGS:
             self._beginnings = set(beginnings.values())
         return [place for place, beginning in beginnings.items() if beginning in repeated]
 

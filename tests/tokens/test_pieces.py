@@ -113,7 +113,7 @@ def test_pieces_give_the_ids_of_whole_texts(first: list[str], second: list[str])
     with pytest.MonkeyPatch.context() as patch:
         # Every text is cut, however short and alone.
         patch.setattr(text_pieces, "SHORTEST", 0)
-        patch.setattr(text_pieces, "_BEGINNING", 0)
+        patch.setattr(text_pieces, "BEGINNING", 0)
         encode = Counter(backend)
         pieces = PieceEncoder(cut_tokens, encode)
         for texts in ([""], first, second, first):
@@ -134,7 +134,7 @@ def test_texts_that_leave_each_other_anywhere_have_the_ids_of_whole_texts(
         texts.append(texts[-1][:kept] + further)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_pieces, "SHORTEST", 2)
-        patch.setattr(text_pieces, "_BEGINNING", 0)
+        patch.setattr(text_pieces, "BEGINNING", 0)
         encode = Counter(backend)
         pieces = PieceEncoder(cut_tokens, encode, room)
         for batch in (texts, texts[::-1]):
@@ -248,7 +248,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 def test_beginnings_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_pieces, "_BEGINNINGS", 10)
+    monkeypatch.setattr(text_pieces, "MOST_BEGINNINGS", 10)
     pieces = PieceEncoder([START], Counter(load()))
     for number in range(50):
         pieces.encode([f"{number} " + "x" * 2_000])

@@ -478,7 +478,14 @@ def test_places_have_names(capsys: pytest.CaptureFixture[str]) -> None:
         (["--max_len", "1"], "max_len: found 1; expected at least 2 tokens"),
         (["--server", "tgi"], "--server: found tgi; expected 'vllm' or 'sglang' or 'plain'"),
         (["--server_options", "[1]"], "--server_options: found [1]; expected one JSON object"),
-        (["stray"], "prepare: unrecognized arguments: stray"),
+        (
+            ["rows.jsonl"],
+            "rows.jsonl without a flag; expected a flag before it, perhaps --input rows.jsonl",
+        ),
+        (
+            ["job.yaml"],
+            "job.yaml without a flag; expected a flag before it, perhaps --config job.yaml",
+        ),
     ],
     ids=str,
 )

@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.prompt.plain import PlainDialect
-from pipeline.prompt.request import Dialect
+from pipeline.prompt.request import SERVER_VERSIONS, Dialect
 from pipeline.prompt.sglang import SglangDialect
+from pipeline.prompt.transformers_serve import TransformersDialect
 from pipeline.prompt.vllm import VllmDialect
 
 
@@ -20,7 +21,7 @@ def load_dialect(
     folder: Path | None = None,
     model_path: str | None = None,
 ) -> Dialect:
-    """Return the dialect called ``name`` (``vllm``, ``sglang`` or ``plain``).
+    """Return the dialect called ``name`` (a key of `SERVER_VERSIONS`).
 
     ``options`` are the server's own flags (``content_format``, ...); ``model_type`` is that of the
     model's ``config.json`` and ``folder`` the tokenizer's, by which servers choose a renderer that
@@ -33,6 +34,8 @@ def load_dialect(
         return VllmDialect.from_options(options, model_type, folder)
     if name == "sglang":
         return SglangDialect.from_options(options, model_type, model_path)
+    if name == "transformers":
+        return TransformersDialect.from_options(options)
     if name == "plain":
         return PlainDialect.from_options(options)
-    raise UsageError(f"server: unknown dialect {name!r}; expected vllm, sglang or plain")
+    raise UsageError(f"server: unknown dialect {name!r}; expected {', '.join(SERVER_VERSIONS)}")

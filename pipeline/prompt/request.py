@@ -21,7 +21,12 @@ from pipeline.types import Message
 if TYPE_CHECKING:
     from pipeline.prompt.chat_template import ChatTemplates
 
-SERVER_VERSIONS: Final = {"vllm": "0.33.0", "sglang": "0.5.23", "plain": ""}
+SERVER_VERSIONS: Final = {
+    "vllm": "0.33.0",
+    "sglang": "0.5.23",
+    "transformers": "5.24.0",
+    "plain": "",
+}
 """The release of each server whose rules are reproduced; ``plain`` has none but transformers'."""
 
 Made = TypeVar("Made")

@@ -44,7 +44,7 @@ class RowSettings:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """Variables for the chat template, such as enable_thinking; an example's own win."""
 
-    server: Literal["vllm", "sglang", "transformers", "plain"] = "vllm"
+    server: Literal["vllm", "sglang", "transformers", "mlx", "plain"] = "vllm"
     """Server whose rewriting of a request is reproduced; plain is apply_chat_template untouched."""
 
     server_options: dict[str, Any] = field(default_factory=dict[str, Any])

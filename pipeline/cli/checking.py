@@ -80,7 +80,7 @@ class CheckOptions:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """Variables for the chat template."""
 
-    server: Literal["vllm", "sglang", "transformers", "plain"] = "vllm"
+    server: Literal["vllm", "sglang", "transformers", "mlx", "plain"] = "vllm"
     """Server whose rewriting of a request is reproduced."""
 
     server_options: dict[str, Any] = field(default_factory=dict[str, Any])

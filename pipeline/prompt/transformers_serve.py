@@ -16,7 +16,6 @@ from pipeline.errors import Rejected
 from pipeline.prompt.chat_template import CLOCK_FUNCTION, ChatTemplates, FixedClock
 from pipeline.prompt.options import Reader, read_mapping, read_moment, read_options
 from pipeline.prompt.request import (
-    CALL_PARAMETERS,
     SERVER_VERSIONS,
     ChatRequest,
     Rendering,
@@ -25,14 +24,13 @@ from pipeline.prompt.request import (
     expect_object,
     expect_text,
     iterate_messages,
-    read_documents,
+    read_passed_kwargs,
     refuse_part,
 )
 
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 # It calls the template with it for every model.
 _OWN_VARIABLES: Final = {"load_audio_from_video": False}
-_ACTS_ELSEWHERE: Final = CALL_PARAMETERS - {"documents"} | {"messages"} | _OWN_VARIABLES.keys()
 
 
 @dataclass(frozen=True)
@@ -65,19 +63,18 @@ class TransformersDialect(TemplateDialect):
             conversation[-1]["content"] = _join_parts(last.get("content"), "the last message")
         asked = expect_object(request.chat_template_kwargs, "chat_template_kwargs")
         kwargs = {**self.default_chat_template_kwargs, **asked}
-        for name in sorted(kwargs.keys() & _ACTS_ELSEWHERE):
+        if kwargs.keys() & _OWN_VARIABLES.keys():
             raise Rejected(
                 "server_refused",
-                f"chat_template_kwargs: {name!r} is a parameter of apply_chat_template, which fails or "
-                "does something else than to reach the template; leave it out",
+                "chat_template_kwargs: load_audio_from_video is set by the server",
                 kwargs,
             )
-        documents = read_documents(kwargs.pop("documents", None))
-        variables = {CLOCK_FUNCTION: FixedClock(self.fixed_date), **_OWN_VARIABLES, **kwargs}
+        call = read_passed_kwargs(kwargs, _OWN_VARIABLES)
+        variables = {CLOCK_FUNCTION: FixedClock(self.fixed_date), **call.variables}
         text = template.render(
             conversation,
             tools=tools,
-            documents=documents,
+            documents=call.documents,
             add_generation_prompt=add_generation_prompt,
             **variables,
         )

@@ -75,6 +75,7 @@ class RowBuilder:
             read_model_type(self.encoder.folder),
             self.encoder.folder,
             config.tokenizer if config.chat_template is None else None,
+            self.encoder.has_token,
         )
         self.contexts = ContextBuilder(config, self.encoder, self.templates, self.dialect)
         self._call_ids = CallIds(config, self.dialect, self.templates)

@@ -204,10 +204,10 @@ class LineMapper:
         return MappedLines(table, splits, digests, line_digests, rejects, shapes, order)
 
     def _name_unread(self, unread: frozenset[str], line: SourceLine) -> frozenset[str]:
-        """Return the keys of a line that nobody reads; a plain server reads all of a message."""
+        """Return the keys of a line that nobody reads; some servers read all of a message."""
         if line.unread_columns:
             unread = unread.union(line.unread_columns)
-        if self._config.server == "plain":
+        if self._config.server in ("mlx", "plain"):
             return frozenset(name for name in unread if not name.startswith("messages."))
         return unread
 

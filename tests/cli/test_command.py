@@ -478,7 +478,7 @@ def test_places_have_names(capsys: pytest.CaptureFixture[str]) -> None:
         (["--max_len", "1"], "max_len: found 1; expected at least 2 tokens"),
         (
             ["--server", "tgi"],
-            "--server: found tgi; expected 'vllm' or 'sglang' or 'transformers' or 'plain'",
+            "--server: found tgi; expected 'vllm' or 'sglang' or 'transformers' or 'mlx' or 'plain'",
         ),
         (["--server_options", "[1]"], "--server_options: found [1]; expected one JSON object"),
         (

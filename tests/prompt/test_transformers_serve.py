@@ -59,7 +59,9 @@ def test_kwargs_of_the_request_win_and_parameters_of_the_call_are_refused() -> N
     assert render(USER, default_chat_template_kwargs={"colour": "red"}).endswith("red")
     asked = render(USER, kwargs={"colour": "blue"}, default_chat_template_kwargs={"colour": "red"})
     assert asked.endswith("blue")
-    for name in ("chat_template", "truncation", "messages", "load_audio_from_video"):
+    with pytest.raises(Rejected, match="load_audio_from_video is set by the server"):
+        render(USER, kwargs={"load_audio_from_video": True})
+    for name in ("chat_template", "truncation", "messages"):
         with pytest.raises(Rejected, match=f"'{name}' is a parameter of apply_chat_template"):
             render(USER, kwargs={name: True})
 

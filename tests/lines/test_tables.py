@@ -230,6 +230,12 @@ def test_a_value_that_json_lacks_is_a_reject_with_its_place(
     assert read.pieces[0].lines == 2
 
 
+def test_the_time_of_a_turn_is_text_and_costs_no_row(tmp_path: Path) -> None:
+    said = {"role": "user", "content": "Hi", "timestamp": datetime.datetime(2026, 1, 1)}
+    read = read_one(write_parquet(tmp_path / "t.parquet", pa.table({"conversation": [[said]]})))
+    assert rows_of(read) == [{"conversation": [{**said, "timestamp": "2026-01-01T00:00:00"}]}]
+
+
 def test_a_text_that_is_not_utf8_is_one_reject(tmp_path: Path) -> None:
     good = pa.array([b"fine", b"caf\xe9 au lait", b"fine too"])
     texts = pa.Array.from_buffers(pa.string(), 3, good.buffers())

@@ -1,0 +1,86 @@
+"""Rows that no shape reads as they stand -> the same rows in a spelling that one does.
+
+A row is respelled only where it was refused as it stands, so that no other row changes. What it is
+called then (``conversation as sharegpt``) is counted in the summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, cast
+
+from pipeline.errors import Rejected
+from pipeline.examples.fields import read_json
+from pipeline.examples.foreign_turns import name_spelling, respell_turns
+from pipeline.examples.said import is_list_of_objects
+
+
+class Respelled(NamedTuple):
+    """A row in our spelling, and the keys by which it was told."""
+
+    values: Mapping[str, Any]
+    keys: str
+
+
+_TURNS: Final = ("messages", "prompt", "context", "completion", "chosen", "rejected")
+_HOLDERS: Final = ("request", "response", "body")
+
+
+def respell_row(
+    values: Mapping[str, Any], has_shape: Callable[[Mapping[str, Any]], object]
+) -> Respelled | None:
+    """Return a row that was refused in our spelling, or None where nothing of it is foreign.
+
+    Raises `Rejected` for turns that are foreign and lossy.
+    """
+    keys = ""
+    if not has_shape(values):
+        for respell in _ROWS:
+            found = respell(values)
+            if found is not None:
+                values, keys = found
+                break
+    turned = _respell_turns(values, "")
+    if turned is not None:
+        values, keys = turned.values, keys or turned.keys
+    return Respelled(values, keys) if keys else None
+
+
+def _rename_conversation(values: Mapping[str, Any]) -> Respelled | None:
+    """Return the row of a ``conversation`` that is a list of turns (WildChat, LMSYS-Chat-1M)."""
+    if not is_list_of_objects(values.get("conversation")):
+        return None
+    renamed = {key: value for key, value in values.items() if key != "conversation"}
+    return Respelled({**renamed, "conversations": values["conversation"]}, "conversation")
+
+
+_ROWS: Final = (_rename_conversation,)
+
+
+def _respell_turns(values: Mapping[str, Any], path: str) -> Respelled | None:
+    """Return a row with its foreign messages in OpenAI's spelling, at each place that has messages."""
+    changed: dict[str, Any] = {}
+    spelling = ""
+    for key in _TURNS:
+        turns = _turns_in(values.get(key))
+        told = next(filter(None, map(name_spelling, turns or ())), "")
+        if turns is not None and told:
+            spelling = spelling or told
+            changed[key] = respell_turns(turns, f"{path}{key}")
+    for key in _HOLDERS:
+        held = values.get(key)
+        if isinstance(held, dict):
+            inner = _respell_turns(cast("dict[str, Any]", held), f"{path}{key}.")
+            if inner is not None:
+                changed[key] = inner.values
+                spelling = spelling or inner.keys
+    return Respelled({**values, **changed}, spelling) if changed else None
+
+
+def _turns_in(value: Any) -> list[Any] | None:
+    if isinstance(value, str):
+        try:
+            value = read_json(value, "")
+        except Rejected:
+            return None
+    return cast("list[Any]", value) if is_list_of_objects(value) else None

@@ -68,6 +68,11 @@ def name_spelling(turn: Any) -> str:
     return "roles" if role not in SERVER_ROLES and bare_role(role) in ROLE_NAMES else ""
 
 
+def find_role(turn: Mapping[str, Any]) -> str | None:
+    """Return the role that a turn has in OpenAI's API, None where its name is none of that table."""
+    return _role_of(_find_speaker(_unwrap(dict(turn), "turn"))[1])
+
+
 def respell_turns(turns: list[Any], name: str) -> list[Message]:
     """Return the messages that turns in any known spelling are; more than one where results go along.
 

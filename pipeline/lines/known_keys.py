@@ -61,3 +61,15 @@ KNOWN_KEYS: Final = frozenset(
     }
 )
 """Every key that some shape reads, or that names what a row must not lose."""
+
+FOREIGN_KEYS: Final = frozenset(
+    {
+        *("request_body", "requestBody", "response_body", "responseBody", "kwargs", "inputs"),
+        *("outputs", "contents", "systemInstruction", "system_instruction"),
+        *("gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions"),
+        *("gen_ai.tool.definitions", "attributes.llm.input_messages"),
+        *("attributes.llm.output_messages", "attributes.llm.tools"),
+        "attributes.llm.invocation_parameters",
+    }
+)
+"""Keys of other tools, under which a row is read where no shape has it as it stands."""

@@ -90,6 +90,237 @@ GOLDEN: list[tuple[str, Row, list[Message]]] = [
         {"messages": [{**USER, "role": "User"}, {**ANSWER, "role": "Chatbot"}]},
         TALK,
     ),
+    # Answers beside what was asked.
+    ("messages+output as openai_log", {"messages": [USER], "output": "Yes, rain."}, TALK),
+    ("messages+answer as openai_log", {"messages": [USER], "answer": "Yes, rain."}, TALK),
+    ("prompt+output as openai_log", {"prompt": [USER], "output": ANSWER}, TALK),
+    ("openai_log", {"prompt": [USER], "response": "Yes, rain."}, TALK),
+    # MLflow (`search_traces`), Weave, Langfuse, OpenHands, LangSmith.
+    (
+        "request+response as openai_log",
+        {
+            "request": json.dumps({"messages": [USER]}),
+            "response": json.dumps({"choices": [{"message": ANSWER, "finish_reason": "stop"}]}),
+        },
+        TALK,
+    ),
+    (
+        "request+response as openai_log",
+        {"request": json.dumps({"messages": [USER]}), "response": json.dumps("Yes, rain.")},
+        TALK,
+    ),
+    (
+        "inputs+output as openai_log",
+        {
+            "op_name": "openai.chat.completions.create",
+            "inputs": {"self": {}, "model": "m", "messages": [USER]},
+            "output": {"choices": [{"message": ANSWER, "finish_reason": "stop"}]},
+        },
+        TALK,
+    ),
+    (
+        "input+output as openai_log",
+        {"type": "GENERATION", "traceId": "t", "input": [USER], "output": ANSWER},
+        TALK,
+    ),
+    (
+        "input+output as openai_log",
+        {"input": {"args": [], "kwargs": {"messages": [USER]}}, "output": "Yes, rain."},
+        TALK,
+    ),
+    (
+        "kwargs+response as openai_log",
+        {"kwargs": {"messages": [USER]}, "response": {"choices": [{"message": ANSWER}]}},
+        TALK,
+    ),
+    (
+        "inputs+outputs as openai_log",
+        {
+            "inputs": {"messages": [[constructed("HumanMessage", content="Rain in Oslo?")]]},
+            "outputs": {
+                "generations": [[{"message": constructed("AIMessage", content="Yes, rain.")}]]
+            },
+        },
+        TALK,
+    ),
+    # OpenTelemetry, OpenLLMetry, OpenInference.
+    (
+        "gen_ai.input.messages+gen_ai.output.messages as openai_log",
+        {
+            "gen_ai.request.model": "m",
+            "gen_ai.system_instructions": json.dumps([{"type": "text", "content": "Be brief."}]),
+            "gen_ai.input.messages": json.dumps(
+                [
+                    {"role": "user", "parts": [{"type": "text", "content": "Rain in Oslo?"}]},
+                    {
+                        "role": "assistant",
+                        "parts": [
+                            {"type": "tool_call", "id": "t1", "name": "weather", "arguments": OSLO}
+                        ],
+                    },
+                    {
+                        "role": "tool",
+                        "parts": [{"type": "tool_call_response", "id": "t1", "result": "rain"}],
+                    },
+                ]
+            ),
+            "gen_ai.output.messages": [
+                {
+                    "role": "assistant",
+                    "parts": [{"type": "text", "content": "Yes, rain."}],
+                    "finish_reason": "stop",
+                }
+            ],
+        },
+        [{"role": "system", "content": "Be brief."}, *CALLING],
+    ),
+    (
+        "gen_ai.prompt+gen_ai.completion as openai_log",
+        {
+            "attributes": {
+                "gen_ai.prompt.0.role": "user",
+                "gen_ai.prompt.0.content": "Rain in Oslo?",
+                "gen_ai.completion.0.role": "assistant",
+                "gen_ai.completion.0.content": "Yes, rain.",
+                "gen_ai.completion.0.finish_reason": "stop",
+            }
+        },
+        TALK,
+    ),
+    (
+        "llm.input_messages+llm.output_messages as openai_log",
+        {
+            "attributes.llm.input_messages": [
+                {"message.role": "user", "message.content": "Rain in Oslo?"},
+                {
+                    "message.role": "assistant",
+                    "message.content": "",
+                    "message.tool_calls": [
+                        {
+                            "tool_call.id": "t1",
+                            "tool_call.function.name": "weather",
+                            "tool_call.function.arguments": OSLO,
+                        }
+                    ],
+                },
+                {"message.role": "tool", "message.content": "rain", "message.tool_call_id": "t1"},
+            ],
+            "attributes.llm.output_messages": [
+                {
+                    "message.role": "assistant",
+                    "message.contents": [
+                        {"message_content.type": "text", "message_content.text": "Yes, rain."}
+                    ],
+                }
+            ],
+        },
+        CALLING,
+    ),
+    # Gemini: a tuning file, and a call.
+    (
+        "contents as openai",
+        {
+            "systemInstruction": {"role": "system", "parts": [{"text": "Be brief."}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "Rain in Oslo?"}]},
+                {"role": "model", "parts": [{"functionCall": {"name": "weather", "args": OSLO}}]},
+                {
+                    "role": "user",
+                    "parts": [
+                        {"functionResponse": {"name": "weather", "response": {"sky": "grå"}}}
+                    ],
+                },
+                {"role": "model", "parts": [{"text": "Yes, "}, {"text": "rain."}]},
+            ],
+        },
+        [
+            {"role": "system", "content": "Be brief."},
+            USER,
+            asking(),
+            {"role": "tool", "content": '{"sky":"grå"}', "name": "weather"},
+            ANSWER,
+        ],
+    ),
+    (
+        "request+response as openai_log",
+        {
+            "request": {"contents": [{"role": "user", "parts": [{"text": "Rain in Oslo?"}]}]},
+            "response": {
+                "candidates": [
+                    {
+                        "content": {
+                            "role": "model",
+                            "parts": [
+                                {"text": "Look up.", "thought": True},
+                                {"text": "Yes, rain."},
+                            ],
+                        },
+                        "finishReason": "STOP",
+                    }
+                ]
+            },
+        },
+        [USER, {**ANSWER, "reasoning_content": "Look up."}],
+    ),
+    # Vercel's AI SDK: model messages, and messages of its UI.
+    (
+        "content parts as openai",
+        {
+            "messages": [
+                {"role": "user", "content": "Rain in Oslo?"},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "reasoning", "text": "Look up."},
+                        {
+                            "type": "tool-call",
+                            "toolCallId": "t1",
+                            "toolName": "weather",
+                            "input": OSLO,
+                        },
+                    ],
+                },
+                {
+                    "role": "tool",
+                    "content": [
+                        {
+                            "type": "tool-result",
+                            "toolCallId": "t1",
+                            "toolName": "weather",
+                            "output": {"type": "text", "value": "rain"},
+                        }
+                    ],
+                },
+                ANSWER,
+            ]
+        },
+        [USER, {**asking(id="t1"), "reasoning_content": "Look up."}, RESULT, ANSWER],
+    ),
+    (
+        "parts as openai",
+        {
+            "messages": [
+                {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "Rain in Oslo?"}]},
+                {
+                    "id": "m2",
+                    "role": "assistant",
+                    "parts": [
+                        {"type": "step-start"},
+                        {
+                            "type": "tool-weather",
+                            "toolCallId": "t1",
+                            "state": "output-available",
+                            "input": OSLO,
+                            "output": "rain",
+                        },
+                        {"type": "step-start"},
+                        {"type": "text", "text": "Yes, rain.", "state": "done"},
+                    ],
+                },
+            ]
+        },
+        CALLING,
+    ),
     # LangChain: `model_dump`, `messages_to_dict`, `dumpd`.
     (
         "type+content as openai",
@@ -202,6 +433,54 @@ def test_a_line_of_each_shape_is_read_as_its_messages(
             "missing_field",
             "with a weight other than 0",
         ),
+        (
+            {"messages": [USER, {"role": "assistant", "parts": [
+                {"type": "tool-w", "toolCallId": "t", "state": "input-available", "input": {}}
+            ]}]},
+            "unsupported_content",
+            "messages[1].parts[0].state: expected a call that came back",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "parts": [
+                {"type": "tool_call", "id": "t", "name": "w", "arguments": {}},
+                {"type": "text", "content": "Yes."},
+            ]}]},
+            "unsupported_content",
+            "messages[1].parts[1]: stands behind",
+        ),
+        (
+            {"messages": [{"role": "user", "parts": [{"type": "file", "url": "x"}]}, ANSWER]},
+            "unsupported_content",
+            "messages[0].parts[0].type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "parts": [{"text": "b"}]}, {"type": "ai", "content": "c"}]},
+            "ambiguous_shape",
+            "messages[0].content: another text than its parts",
+        ),
+        (
+            {"request": json.dumps({"messages": [USER]}), "response": '{"sky": "rain"}'},
+            "ambiguous_shape",
+            "response: JSON that is no answer of a chat API",
+        ),
+        ({"messages": TALK, "output": "Else."}, "ambiguous_shape", "output:"),
+        (
+            {"messages": [constructed("HumanMessage", content="q"), constructed("AIMessage", content="a")], "output": "Else."},
+            "ambiguous_shape",
+            "output:",
+        ),
+        ({"messages": [USER], "output": "a", "rejected": "b"}, "missing_field", "continuation: missing"),
+        ({"input": "q", "output": "a"}, "missing_field", "rename input to instruction"),
+        (
+            {"contents": [{"role": "user", "parts": [{"text": "q"}]}], "tools": [{"functionDeclarations": []}]},
+            "unsupported_content",
+            "tools: may hold tools in Gemini's form",
+        ),
+        (
+            {"inputs": {"messages": [USER]}, "output": {"choices": [{"message": ANSWER, "finish_reason": "length"}]}},
+            "no_end_of_turn",
+            "choices[0].finish_reason: length",
+        ),
         ({"messages": [{"source": "user", "content": "q", "type": "TextMessage"}]}, "missing_field", "role"),
     ],
     ids=lambda value: str(value)[:60],
@@ -209,6 +488,32 @@ def test_a_line_of_each_shape_is_read_as_its_messages(
 def test_what_is_lossy_or_unsure_is_refused_with_its_key(row: Row, code: str, words: str) -> None:
     error = refuse(row)
     assert (error.code, words in error.reason) == (code, True), str(error)
+
+
+def test_arguments_with_dots_or_numbers_for_names_stay_as_they_are() -> None:
+    arguments = {"a.b": 1, "c": {"0": "x"}}
+    call = {"tool_call.function.name": "f", "tool_call.function.arguments": arguments}
+    row = {
+        "llm.input_messages": [{"message.role": "user", "message.content": "q"}],
+        "llm.output_messages": [{"message.role": "assistant", "message.tool_calls": [call]}],
+    }
+    answer = said(read(row))[-1]
+    assert answer["tool_calls"][0]["function"] == {"name": "f", "arguments": arguments}
+
+
+def test_tools_of_a_call_under_other_names_are_its_tools() -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    messages = {
+        "llm.input_messages": [{"message.role": "user", "message.content": "q"}],
+        "llm.output_messages": [{"message.role": "assistant", "message.content": "a"}],
+    }
+    for row in (
+        {"input": {"messages": [USER], "tools": [tool]}, "output": "a"},
+        {"inputs": {"messages": [USER], "functions": [tool["function"]]}, "output": "a"},
+        {**messages, "llm.tools": [{"tool.json_schema": json.dumps(tool)}]},
+        {**messages, "llm.invocation_parameters": json.dumps({"tools": [tool]})},
+    ):
+        assert read(row).example.tools == [tool], row
 
 
 def test_a_row_that_is_refused_under_our_names_says_which_it_was_read_with() -> None:

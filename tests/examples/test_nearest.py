@@ -34,7 +34,7 @@ def refuse(row: dict[str, Any]) -> Rejected:
             "question answer",
             "trl (prompt, completion): rename question to prompt, rename answer to",
         ),
-        ("prompt answer", "trl (prompt, completion): rename answer to completion"),
+        ("prompt reply", "trl (prompt, completion): rename reply to completion"),
         ("prompt", "trl (prompt, completion): add completion, which it lacks"),
         ("prompt response rejected", "trl (prompt, chosen, rejected): rename response to chosen"),
         ("input output", "alpaca (instruction, output): rename input to instruction"),

@@ -11,8 +11,9 @@ from typing import Any, Final, NamedTuple, cast
 
 from pipeline.errors import Rejected
 from pipeline.examples.fields import read_json
-from pipeline.examples.foreign_turns import name_spelling, respell_turns
+from pipeline.examples.foreign_turns import name_spelling, respell_turn, respell_turns
 from pipeline.examples.said import is_list_of_objects
+from pipeline.examples.shapes.foreign_calls import read_contents, wrap_call
 
 
 class Respelled(NamedTuple):
@@ -24,6 +25,8 @@ class Respelled(NamedTuple):
 
 _TURNS: Final = ("messages", "prompt", "context", "completion", "chosen", "rejected")
 _HOLDERS: Final = ("request", "response", "body")
+_CALLS: Final = frozenset({"request", "output", "answer"})
+"""Keys by which a row that has a shape, but was refused, may be a call under other names."""
 
 
 def respell_row(
@@ -34,27 +37,28 @@ def respell_row(
     Raises `Rejected` for turns that are foreign and lossy.
     """
     keys = ""
-    if not has_shape(values):
-        for respell in _ROWS:
-            found = respell(values)
-            if found is not None:
-                values, keys = found
-                break
+    found = None if has_shape(values) else _rename_turns(values)
+    if found is None and (not has_shape(values) or _CALLS.intersection(values)):
+        call = wrap_call(values)
+        found = None if call is None else Respelled(*call)
+    if found is not None:
+        values, keys = found
     turned = _respell_turns(values, "")
     if turned is not None:
         values, keys = turned.values, keys or turned.keys
     return Respelled(values, keys) if keys else None
 
 
-def _rename_conversation(values: Mapping[str, Any]) -> Respelled | None:
-    """Return the row of a ``conversation`` that is a list of turns (WildChat, LMSYS-Chat-1M)."""
-    if not is_list_of_objects(values.get("conversation")):
-        return None
-    renamed = {key: value for key, value in values.items() if key != "conversation"}
-    return Respelled({**renamed, "conversations": values["conversation"]}, "conversation")
+def _rename_turns(values: Mapping[str, Any]) -> Respelled | None:
+    """Return the row of a list of turns under another name.
 
-
-_ROWS: Final = (_rename_conversation,)
+    ``conversation`` (WildChat, LMSYS-Chat-1M); ``contents`` (Gemini's tuning files).
+    """
+    if is_list_of_objects(values.get("conversation")):
+        renamed = {key: value for key, value in values.items() if key != "conversation"}
+        return Respelled({**renamed, "conversations": values["conversation"]}, "conversation")
+    messages = read_contents(values, "")
+    return None if messages is None else Respelled(messages, "contents")
 
 
 def _respell_turns(values: Mapping[str, Any], path: str) -> Respelled | None:
@@ -67,6 +71,19 @@ def _respell_turns(values: Mapping[str, Any], path: str) -> Respelled | None:
         if turns is not None and told:
             spelling = spelling or told
             changed[key] = respell_turns(turns, f"{path}{key}")
+    choices = values.get("choices")
+    if is_list_of_objects(choices):
+        messages = [dict.get(each, "message") for each in cast("list[dict[str, Any]]", choices)]
+        told = next(filter(None, map(name_spelling, messages)), "")
+        if told:
+            spelling = spelling or told
+            changed["choices"] = [
+                {
+                    **each,
+                    "message": _respell_answer(each["message"], f"{path}choices[{index}].message"),
+                }
+                for index, each in enumerate(cast("list[dict[str, Any]]", choices))
+            ]
     for key in _HOLDERS:
         held = values.get(key)
         if isinstance(held, dict):
@@ -75,6 +92,13 @@ def _respell_turns(values: Mapping[str, Any], path: str) -> Respelled | None:
                 changed[key] = inner.values
                 spelling = spelling or inner.keys
     return Respelled({**values, **changed}, spelling) if changed else None
+
+
+def _respell_answer(turn: Any, name: str) -> Any:
+    messages = respell_turn(turn, name) if name_spelling(turn) else [turn]
+    if len(messages) != 1:
+        raise Rejected("unsupported_content", f"{name}: more than one message", turn)
+    return messages[0]
 
 
 def _turns_in(value: Any) -> list[Any] | None:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Rejected
+from pipeline.examples.decisions import find_decision_points
+from pipeline.examples.example import TrainingExample
 from pipeline.examples.foreign_turns import name_spelling, respell_turns
 from pipeline.examples.shapes import ReadRow, read_row
 from tests.conftest import ROOT
@@ -364,6 +366,60 @@ GOLDEN: list[tuple[str, Row, list[Message]]] = [
 ]
 
 
+# A line of ids, the shape that the summary counts, and the context and the answer of each of its rows.
+IDS: list[tuple[str, Row, list[tuple[list[int], list[int]]]]] = [
+    # verl: AgentLoopOutput.
+    (
+        "prompt_ids+response_ids+response_mask as own",
+        {
+            "prompt_ids": [1, 2],
+            "response_ids": [3, 4, 5, 6, 7],
+            "response_mask": [1, 1, 0, 0, 1],
+            "response_logprobs": [-0.1],
+            "num_turns": 3,
+        },
+        [([1, 2], [3, 4]), ([1, 2, 3, 4, 5, 6], [7])],
+    ),
+    # TRL: what a rollout function returns.
+    (
+        "prompt_ids+completion_ids as own",
+        {"prompt_ids": [1, 2], "completion_ids": [3, 4], "logprobs": [-0.1, -0.2]},
+        [([1, 2], [3, 4])],
+    ),
+    # SkyRL: a batch of one, as it is dumped.
+    (
+        "prompt_token_ids+response_ids+loss_masks as own",
+        {"prompt_token_ids": [[1]], "response_ids": [[3, 4]], "loss_masks": [[0, 1]]},
+        [([1, 3], [4])],
+    ),
+    # slime: Sample.
+    (
+        "tokens+response_length+loss_mask as own",
+        {"tokens": [1, 2, 3], "response_length": 2, "loss_mask": [1, 0], "status": "completed"},
+        [([1], [2])],
+    ),
+    (
+        "input_ids+labels as own",
+        {
+            "input_ids": [1, 2, 3, 4, 5],
+            "labels": [-100, 2, -100, 4, 5],
+            "attention_mask": [1, 1, 1, 1, 1],
+        },
+        [([1], [2]), ([1, 2, 3], [4, 5])],
+    ),
+    (
+        "input_ids+assistant_masks as own",
+        {"input_ids": [1, 2, 3], "assistant_masks": [False, True, False]},
+        [([1], [2])],
+    ),
+    (
+        "context_ids+continuation_ids+loss_mask as own",
+        {"context_ids": [1], "continuation_ids": [2, 3], "loss_mask": [0, 0, 1]},
+        [([1, 2], [3])],
+    ),
+]
+
+
 def read(row: Row, format: str = "auto") -> ReadRow:
     return read_row(row, format, "file:1")
 
@@ -449,6 +505,18 @@ def test_a_line_of_each_shape_is_read_as_its_messages(
             "messages[1].parts[1]: stands behind",
         ),
         (
+            {"contents": [{"role": "user", "parts": [
+                {"functionResponse": {"name": "w", "response": {}}}, {"text": "And?"}
+            ]}]},
+            "unsupported_content",
+            "messages[0].parts: results beside text",
+        ),
+        (
+            {"messages": [{"role": "user", "parts": [{"type": "reasoning", "text": "a"}]}, ANSWER]},
+            "unsupported_content",
+            "messages[0].parts[0]: only an assistant",
+        ),
+        (
             {"messages": [{"role": "user", "parts": [{"type": "file", "url": "x"}]}, ANSWER]},
             "unsupported_content",
             "messages[0].parts[0].type",
@@ -514,6 +582,68 @@ def test_tools_of_a_call_under_other_names_are_its_tools() -> None:
         {**messages, "llm.invocation_parameters": json.dumps({"tools": [tool]})},
     ):
         assert read(row).example.tools == [tool], row
+
+
+@pytest.mark.parametrize(("format", "row", "rows"), IDS, ids=lambda value: str(value)[:60])
+def test_each_run_of_ones_of_a_rollout_is_a_row(
+    format: str, row: Row, rows: list[tuple[list[int], list[int]]]
+) -> None:
+    found = read(row)
+    assert found.format == format
+    points = find_decision_points(found.example)
+    assert [
+        (each.example.context_ids, list(each.continuation_ids or ())) for each in points
+    ] == rows
+    assert find_decision_points(found.example, "last") == points[-1:]
+    assert TrainingExample.from_dict({**found.example.to_dict(), "id": "a"}).to_dict() == {
+        **found.example.to_dict(),
+        "id": "a",
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt_ids": [1], "response_ids": [2], "response_mask": [1, 1, 1]}, "response_mask: 3 for 1"),
+        ({"prompt_ids": [1], "response_ids": [2], "response_mask": [1, 1]}, "a token of the prompt"),
+        ({"prompt_ids": [1], "response_ids": [2], "loss_mask": [0]}, "loss_mask: trains nothing"),
+        ({"prompt_ids": [1], "response_ids": [2], "loss_mask": [{}]}, "loss_mask: expected ones"),
+        ({"prompt_ids": [[1], [2]], "response_ids": [[2], [3]]}, "prompt_ids: expected one list"),
+        ({"tokens": [1, 2], "response_length": 2}, "response_length: expected 1 to 1"),
+        ({"input_ids": [1, 2, 3], "labels": [2, 3, -100]}, "labels[0]: expected -100, or the id"),
+        ({"input_ids": [1, 2], "labels": [-100]}, "labels: 1 for 2 input_ids"),
+        ({"input_ids": [1, True], "labels": [-100, 1]}, "input_ids: expected whole numbers"),
+    ],
+    ids=lambda value: str(value)[:60],
+)  # fmt: skip
+def test_ids_that_a_mask_does_not_fit_are_refused_with_its_key(row: Row, words: str) -> None:
+    error = refuse(row)
+    assert (error.code, words in error.reason) == ("bad_ids", True), str(error)
+
+
+def test_a_mask_that_leaves_ids_out_beside_their_text_is_ambiguous() -> None:
+    row = {"prompt": [USER], "tokens": [1, 2, 3], "response_length": 2, "response": "Yes."}
+    assert read({**row, "loss_mask": [1, 1]}).example.continuation_ids == [2, 3]
+    assert "no context beside them" in refuse({**row, "loss_mask": [0, 1]}).reason
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30).filter(any))
+def test_the_rows_of_a_mask_hold_what_it_marks_and_nothing_else(marks: list[bool]) -> None:
+    ids = list(range(100, 100 + len(marks)))
+    found = read({"prompt_ids": [7], "response_ids": ids, "response_mask": list(map(int, marks))})
+    trained: list[int] = []
+    for point in find_decision_points(found.example):
+        own = list(point.continuation_ids or ())
+        assert [*(point.example.context_ids or ()), *own] == [7, *ids][: own[-1] - 100 + 2]
+        trained += own
+    assert trained == [id_ for id_, mark in zip(ids, marks, strict=True) if mark]
+
+
+def test_a_mask_of_very_many_runs_over_many_ids_is_refused_before_it_fills_the_memory() -> None:
+    ids = [5] * 12_000
+    row = {"prompt_ids": [1], "response_ids": ids, "response_mask": [1, 0] * 6_000}
+    with pytest.raises(Rejected, match="6000 runs of ones"):
+        find_decision_points(read(row).example)
 
 
 def test_a_row_that_is_refused_under_our_names_says_which_it_was_read_with() -> None:

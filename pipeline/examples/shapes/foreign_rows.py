@@ -14,6 +14,7 @@ from pipeline.examples.fields import read_json
 from pipeline.examples.foreign_turns import name_spelling, respell_turn, respell_turns
 from pipeline.examples.said import is_list_of_objects
 from pipeline.examples.shapes.foreign_calls import read_contents, wrap_call
+from pipeline.examples.shapes.rollouts import respell_rollout
 
 
 class Respelled(NamedTuple):
@@ -37,6 +38,9 @@ def respell_row(
     Raises `Rejected` for turns that are foreign and lossy.
     """
     keys = ""
+    rollout = respell_rollout(values)
+    if rollout is not None:
+        return Respelled(*rollout)
     found = None if has_shape(values) else _rename_turns(values)
     if found is None and (not has_shape(values) or _CALLS.intersection(values)):
         call = wrap_call(values)

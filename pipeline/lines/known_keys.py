@@ -67,6 +67,7 @@ FOREIGN_KEYS: Final = frozenset(
         *("request_body", "requestBody", "response_body", "responseBody", "kwargs", "inputs"),
         *("prompt_ids", "response_ids", "completion_ids", "response_token_ids", "input_ids"),
         *("completion_token_ids", "output_token_ids", "tokens", "response_length"),
+        *("chat", "dialog", "dialogue", "turns", "traj", "prompt_messages", "completion_message"),
         *("outputs", "contents", "systemInstruction", "system_instruction"),
         *("gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions"),
         *("gen_ai.tool.definitions", "attributes.llm.input_messages"),

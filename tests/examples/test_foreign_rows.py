@@ -63,6 +63,8 @@ GOLDEN: list[tuple[str, Row, list[Message]]] = [
     # LMSYS-Chat-1M: lmsys/lmsys-chat-1m, dataset card.
     ("conversation as sharegpt", {"conversation_id": "l1", "conversation": TALK, "turn": 1}, TALK),
     ("sharegpt", {"conversations": TALK}, TALK),
+    ("chat as openai", {"chat": TALK}, TALK),
+    ("traj as openai", {"task_id": 1, "reward": 1.0, "info": {}, "traj": CALLING}, CALLING),
     ("sharegpt", {"conversations": json.dumps(TALK)}, TALK),
     ("sharegpt", {"conversations": CALLING}, CALLING),
     (
@@ -97,6 +99,22 @@ GOLDEN: list[tuple[str, Row, list[Message]]] = [
     ("messages+answer as openai_log", {"messages": [USER], "answer": "Yes, rain."}, TALK),
     ("prompt+output as openai_log", {"prompt": [USER], "output": ANSWER}, TALK),
     ("openai_log", {"prompt": [USER], "response": "Yes, rain."}, TALK),
+    # Respan's logs; LiteLLM's standard logging payload.
+    (
+        "prompt_messages+completion_message as openai_log",
+        {"prompt_messages": [USER], "completion_message": ANSWER},
+        TALK,
+    ),
+    (
+        "openai_log",
+        {
+            "status": "success",
+            "messages": [USER],
+            "response": {"choices": [{"message": ANSWER, "finish_reason": "stop"}]},
+            "model_parameters": {"tools": [{"type": "function", "function": {"name": "weather"}}]},
+        },
+        TALK,
+    ),
     # MLflow (`search_traces`), Weave, Langfuse, OpenHands, LangSmith.
     (
         "request+response as openai_log",

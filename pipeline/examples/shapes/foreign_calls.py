@@ -18,8 +18,12 @@ from pipeline.examples.said import is_list_of_objects
 from pipeline.examples.shapes.record import read_function_tools
 from pipeline.lines.known_keys import ANSWERS, BETTER, WORSE
 
-_REQUESTS: Final = ("request", "inputs", "input", "kwargs", "messages", "prompt")
-_ANSWERS: Final = ("response", "outputs", "output", "answer")
+_REQUESTS: Final = (
+    *("request", "inputs", "input", "kwargs", "messages", "prompt", "prompt_messages"),
+)
+_ANSWERS: Final = ("response", "outputs", "output", "answer", "completion_message")
+_BARE: Final = frozenset({"messages", "prompt", "prompt_messages"})
+"""Requests that no server's log vouches for."""
 _OTHERS: Final = frozenset({*BETTER, *WORSE, *ANSWERS, "decision_idx"})
 """Keys beside which a row is no log of a call."""
 _ITEMS: Final = frozenset({"message", "reasoning", "function_call", "function_call_output"})
@@ -53,7 +57,7 @@ def wrap_call(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None
         return None
     (asked,), (said,) = sent, answered
     request = _read_request(values[asked], asked)
-    if request is None or (asked in ("messages", "prompt") and _is_answered(request)):
+    if request is None or (asked in _BARE and _is_answered(request)):
         return None
     answer = _read_answer(values[said], said, is_json=isinstance(values[asked], str))
     if answer is None:

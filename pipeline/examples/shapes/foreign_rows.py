@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 from pipeline.errors import Rejected
 from pipeline.examples.fields import read_json
 from pipeline.examples.foreign_turns import name_spelling, respell_turn, respell_turns
-from pipeline.examples.said import is_list_of_objects
+from pipeline.examples.said import is_list_of_objects, looks_like_messages
 from pipeline.examples.shapes.foreign_calls import read_contents, wrap_call
 from pipeline.examples.shapes.rollouts import respell_rollout
 
@@ -25,6 +25,7 @@ class Respelled(NamedTuple):
 
 
 _TURNS: Final = ("messages", "prompt", "context", "completion", "chosen", "rejected")
+_TALKS: Final = ("chat", "dialog", "dialogue", "turns", "traj")
 _HOLDERS: Final = ("request", "response", "body")
 _CALLS: Final = frozenset({"request", "output", "answer"})
 """Keys by which a row that has a shape, but was refused, may be a call under other names."""
@@ -56,8 +57,13 @@ def respell_row(
 def _rename_turns(values: Mapping[str, Any]) -> Respelled | None:
     """Return the row of a list of turns under another name.
 
-    ``conversation`` (WildChat, LMSYS-Chat-1M); ``contents`` (Gemini's tuning files).
+    ``conversation`` (WildChat, LMSYS-Chat-1M); ``contents`` (Gemini's tuning files); a name of a talk,
+    where what it has are messages as they stand.
     """
+    talks = [key for key in _TALKS if looks_like_messages(values.get(key))]
+    if len(talks) == 1:
+        renamed = {key: value for key, value in values.items() if key != talks[0]}
+        return Respelled({**renamed, "messages": values[talks[0]]}, talks[0])
     if is_list_of_objects(values.get("conversation")):
         renamed = {key: value for key, value in values.items() if key != "conversation"}
         return Respelled({**renamed, "conversations": values["conversation"]}, "conversation")

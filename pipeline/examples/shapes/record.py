@@ -36,6 +36,7 @@ _ELSEWHERE: Final = (
     ("request", "body"),
     ("body",),
     ("optional_params",),
+    ("model_parameters",),
     ("proxy_server_request", "body"),
 )
 

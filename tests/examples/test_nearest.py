@@ -40,6 +40,8 @@ def refuse(row: dict[str, Any]) -> Rejected:
         ("input output", "alpaca (instruction, output): rename input to instruction"),
         ("query question answer", "rename question or query to prompt"),
         ("id context", "own (context, continuation): add continuation, which it lacks"),
+        ("type uuid sessionId message", "convert it with scripts/sessions_to_rows.py"),
+        ("timestamp type payload", "convert it with scripts/sessions_to_rows.py"),
         ("dialogue", "openai (messages): rename dialogue to messages"),
     ],
 )

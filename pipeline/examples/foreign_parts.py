@@ -26,7 +26,7 @@ _BOOKKEEPING: Final = frozenset(
         *("extras", "dynamic", "id"),
     }
 )
-_SILENT: Final = frozenset({"source", "source-url", "source-document"})
+_SILENT: Final = ("source", "source-url", "source-document")
 """Parts that Vercel's SDK shows to a person and never sends."""
 _RANKS: Final = {"reasoning_content": 0, "content": 1, "tool_calls": 2}
 
@@ -87,6 +87,7 @@ class _Steps:
     messages: list[Message] = field(default_factory=list[Message])
     results: list[Message] = field(default_factory=list[Message])
     texts: list[str] = field(default_factory=list[str])
+    pieces: dict[str, list[str]] = field(default_factory=dict[str, "list[str]"])
     is_open: bool = False
 
     def add(self, key: str, value: Any, where: str) -> None:
@@ -107,11 +108,15 @@ class _Steps:
         if key == "tool_calls":
             message.setdefault(key, []).append(value)
         else:
-            message[key] = message.get(key, "") + value
+            self.pieces.setdefault(key, []).append(value)
+            message[key] = message.get(key) or value
             self.texts += [value] if key == "content" else []
 
     def close(self) -> None:
         """End the step: its results follow it."""
+        for key, said in self.pieces.items():
+            self.messages[-1][key] = "".join(said)
+        self.pieces = {}
         self.messages += self.results
         self.results = []
         self.is_open = False

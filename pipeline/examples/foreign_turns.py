@@ -158,7 +158,7 @@ def _find_speaker(fields: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return the key that names the speaker, and the name; ``type`` only where it is a role's name."""
     for key in _USUAL:
         value = fields.get(key)
-        if isinstance(value, str) and (key != "type" or _role_of(value)):
+        if isinstance(value, str) and (key != "type" or (_role_of(value) and "content" in fields)):
             return key, value
     return "from" if "value" in fields else "role", None
 

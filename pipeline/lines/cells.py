@@ -58,6 +58,8 @@ _OBJECT_FIELDS: Final = frozenset(
 )
 
 
+ARGUMENTS: Final = ("arguments", "args")
+"""Keys of what a call was given."""
 _TIMES: Final = frozenset(
     f"{name}.timestamp" for name in ("messages", "conversation", "conversations")
 )
@@ -123,7 +125,7 @@ def _decoder_for(kind: pa.DataType, path: str) -> Decoder | None:
         return _json_decoder(path)
     if pa.types.is_struct(kind):
         decode = _struct_decoder([kind.field(index) for index in range(kind.num_fields)], path)
-        is_arguments = _field_of(path) == "arguments"
+        is_arguments = _field_of(path) in ARGUMENTS
         return partial(_decode_arguments, decode or _keep) if is_arguments else decode
     if pa.types.is_map(kind):
         decode = _decoder_for(cast("Any", kind).item_type, path)

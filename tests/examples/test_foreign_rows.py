@@ -556,6 +556,8 @@ def test_a_line_of_each_shape_is_read_as_its_messages(
             "output:",
         ),
         ({"messages": [USER], "output": "a", "rejected": "b"}, "missing_field", "continuation: missing"),
+        ({"input": [USER], "answer": "42"}, "missing_field", "the keys fit no shape"),
+        ({"messages": [{"type": "system", "text": "a"}, ANSWER]}, "missing_field", "messages[0]"),
         ({"input": "q", "output": "a"}, "missing_field", "rename input to instruction"),
         (
             {"contents": [{"role": "user", "parts": [{"text": "q"}]}], "tools": [{"functionDeclarations": []}]},
@@ -585,6 +587,19 @@ def test_arguments_with_dots_or_numbers_for_names_stay_as_they_are() -> None:
     }
     answer = said(read(row))[-1]
     assert answer["tool_calls"][0]["function"] == {"name": "f", "arguments": arguments}
+
+
+def test_reading_a_row_changes_nothing_of_it() -> None:
+    for _, row, _ in GOLDEN:
+        before = json.dumps(row)
+        read(row)
+        assert json.dumps(row) == before
+    messages = {"messages": [{"role": "user", "parts": [{"type": "text", "content": "q"}]}]}
+    answers = {"messages": [{"role": "assistant", "parts": [{"type": "text", "content": "a"}]}]}
+    nested = {"attributes": {"gen_ai": {"input": messages, "output": answers, "usage": 3}}}
+    before = json.dumps(nested)
+    assert read(nested).unread == {"attributes"}
+    assert json.dumps(nested) == before
 
 
 def test_tools_of_a_call_under_other_names_are_its_tools() -> None:

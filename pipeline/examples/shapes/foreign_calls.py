@@ -24,9 +24,11 @@ _REQUESTS: Final = (
 _ANSWERS: Final = ("response", "outputs", "output", "answer", "completion_message")
 _BARE: Final = frozenset({"messages", "prompt", "prompt_messages"})
 """Requests that no server's log vouches for."""
+_BARE_ANSWERS: Final = frozenset({"answer", "completion_message"})
+"""Answers to these alone: beside what a tracer logs they are what an answer is measured by."""
 _OTHERS: Final = frozenset({*BETTER, *WORSE, *ANSWERS, "decision_idx"})
 """Keys beside which a row is no log of a call."""
-_ITEMS: Final = frozenset({"message", "reasoning", "function_call", "function_call_output"})
+_ITEMS: Final = ("message", "reasoning", "function_call", "function_call_output")
 """Types of the items of OpenAI's Responses API, which are no messages."""
 
 # Attributes of a span that hold the messages of its call, and those that came back.
@@ -36,6 +38,8 @@ _SPANS: Final = (
     ("llm.input_messages", "llm.output_messages"),
 )
 _SPAN_TOOLS: Final = ("gen_ai.tool.definitions", "llm.tools", "llm.request.functions")
+_MOST_DOTS: Final = 16
+"""A name with more dots is none of a tracer's."""
 _SYSTEM: Final = "gen_ai.system_instructions"
 
 
@@ -56,6 +60,8 @@ def wrap_call(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None
     if len(sent) != 1 or len(answered) != 1 or any(values[key] is not None for key in others):
         return None
     (asked,), (said,) = sent, answered
+    if (said in _BARE_ANSWERS) > (asked in _BARE):
+        return None
     request = _read_request(values[asked], asked)
     if request is None or (asked in _BARE and _is_answered(request)):
         return None
@@ -222,8 +228,8 @@ def _read_span(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | Non
         request["tools"] = tools
     choices = [_as_choice(_read_span_message(each)) for each in answers]
     for path in (asked, said, _SYSTEM, *_SPAN_TOOLS):
-        _remove(attributes, path)
-    others = {key: value for key, value in values.items() if key not in (*dotted, "attributes")}
+        attributes = _without(attributes, path)
+    others = {key: value for key, value in values.items() if "." not in key and key != "attributes"}
     left = {"attributes": attributes} if any(map(_holds, attributes.values())) else {}
     row = {**others, **left, "request": request, "response": {"choices": choices}}
     return row, f"{asked}+{said}"
@@ -295,7 +301,7 @@ def _nest(value: dict[str, Any]) -> Any:
     """
     nested = _Made()
     for name, each in value.items():
-        *path, last = name.split(".")
+        *path, last = name.split(".") if name.count(".") <= _MOST_DOTS else (name,)
         holder = nested
         for step in path:
             inner = holder.get(step)
@@ -325,8 +331,10 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-def _remove(value: dict[str, Any], path: str) -> None:
-    *holders, last = path.split(".")
-    held = _at(value, ".".join(holders)) if holders else value
-    if isinstance(held, dict):
-        held.pop(last, None)
+def _without(value: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return an object without what lies at a path; the object itself stays as it is."""
+    name, _, rest = path.partition(".")
+    held = value.get(name)
+    if rest and isinstance(held, dict):
+        return {**value, name: _without(cast("dict[str, Any]", held), rest)}
+    return {key: each for key, each in value.items() if rest or key != name}

@@ -98,7 +98,7 @@ def _read_shared(row: Row, position: str) -> dict[str, Any]:
 def _read_turn(turn: Any, name: str, row: Row) -> list[Message]:
     """Return the messages of a turn: of ``from`` and ``value`` what they say and no more."""
     messages = respell_turn(turn, name)
-    kept = _KEPT if "from" in turn else PLAIN_KEYS
+    kept = PLAIN_KEYS if turn.get("from") is None else _KEPT
     for index, message in enumerate(messages):
         left = {key: value for key, value in message.items() if key not in kept | SAYS_WEIGHT}
         if left:

@@ -27,6 +27,8 @@ from pipeline.types import Message
 
 _USUAL: Final = {"role": "content", "from": "value", "type": "content"}
 """Keys that name who speaks, each with the key of the text that goes with it."""
+ENDINGS: Final = ("finish_reason", "stop_reason", "done_reason")
+"""Keys of a message's metadata that say how it ended, as its server called it."""
 _CALLS: Final = frozenset({"functioncall", "toolcall"})
 
 
@@ -45,11 +47,16 @@ def name_spelling(turn: Any) -> str:
             return "lc" if "lc" in fields else "type+data"
         key, speaker = _find_speaker(fields)
         return "" if speaker is None else f"{key}+{_find_text_key(fields, _USUAL[key])}"
-    if isinstance(fields.get("parts"), list) and (not content or holds_foreign_part(fields)):
+    if holds_parts(fields) and (not content or holds_foreign_part(fields)):
         return "parts"
     if isinstance(content, list) and any(map(is_foreign_part, cast("list[Any]", content))):
         return "content parts"
     return "roles" if role not in SERVER_ROLES and bare_role(role) in ROLE_NAMES else ""
+
+
+def holds_parts(turn: Mapping[str, Any]) -> bool:
+    """Say whether a turn has a list of parts."""
+    return isinstance(turn.get("parts"), list)
 
 
 def find_role(turn: Mapping[str, Any]) -> str | None:
@@ -67,7 +74,9 @@ def respell_turns(turns: list[Any], name: str) -> list[Message]:
     """
     messages: list[Message] = []
     for index, turn in enumerate(turns):
-        messages += respell_turn(turn, f"{name}[{index}]")
+        # One that a server reads as it stands, in any role, is left alone.
+        is_foreign = name_spelling(turn) or holds_parts(turn)
+        messages += respell_turn(turn, f"{name}[{index}]") if is_foreign else [turn]
     return messages
 
 
@@ -145,8 +154,9 @@ def _unwrap(fields: dict[str, Any], where: str) -> dict[str, Any]:
             if key != "tool_calls" or not fields.get("tool_calls"):
                 fields.setdefault(key, each)
     ending = fields.get("response_metadata")
-    if isinstance(ending, dict) and isinstance(ending.get("finish_reason"), str):
-        fields = {**fields, "finish_reason": ending["finish_reason"]}
+    if isinstance(ending, dict):
+        said = {key: ending[key] for key in ENDINGS if isinstance(ending.get(key), str)}
+        fields = {**fields, **said}
     return fields
 
 
@@ -165,7 +175,7 @@ def _find_speaker(fields: Mapping[str, Any]) -> tuple[str, str | None]:
 
 def _find_text_key(fields: Mapping[str, Any], usual: str) -> str:
     """Return the key of what is said: parts, the usual one, or what holds something in its place."""
-    if usual == "content" and fields.get("parts") and isinstance(fields["parts"], list):
+    if usual == "content" and fields.get("parts") and holds_parts(fields):
         return "parts"
     if fields.get(usual) is None or (usual == "content" and not fields[usual]):
         for key in TEXT_KEYS:

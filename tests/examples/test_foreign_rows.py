@@ -556,6 +556,29 @@ def test_a_line_of_each_shape_is_read_as_its_messages(
             "output:",
         ),
         ({"messages": [USER], "output": "a", "rejected": "b"}, "missing_field", "continuation: missing"),
+        (
+            {"input": [USER], "output": constructed(
+                "AIMessage", content="Half", response_metadata={"finish_reason": "length"}
+            )},
+            "no_end_of_turn",
+            "finish_reason: length",
+        ),
+        (
+            {"input": [USER], "output": constructed(
+                "AIMessage", content="Half", response_metadata={"stop_reason": "max_tokens"}
+            )},
+            "no_end_of_turn",
+            "stop_reason: max_tokens",
+        ),
+        (
+            {"inputs": {"messages": [[USER]]}, "outputs": {"generations": [[
+                {"message": constructed("AIMessage", content="Half"), "generation_info": {"finish_reason": "length"}}
+            ]]}},
+            "no_end_of_turn",
+            "finish_reason: length",
+        ),
+        ({"input": [USER], "output": "a", "level": "ERROR"}, "missing_field", "level: the call failed"),
+        ({"inputs": {"messages": [USER]}, "output": "a", "exception": "boom"}, "missing_field", "exception:"),
         ({"input": [USER], "answer": "42"}, "missing_field", "the keys fit no shape"),
         ({"messages": [{"type": "system", "text": "a"}, ANSWER]}, "missing_field", "messages[0]"),
         ({"input": "q", "output": "a"}, "missing_field", "rename input to instruction"),
@@ -600,6 +623,15 @@ def test_reading_a_row_changes_nothing_of_it() -> None:
     before = json.dumps(nested)
     assert read(nested).unread == {"attributes"}
     assert json.dumps(nested) == before
+
+
+def test_a_message_that_a_server_reads_as_it_stands_is_left_alone_beside_foreign_ones() -> None:
+    critic = {"role": "critic", "content": "Too short.", "mood": "bad"}
+    (asked, other, _) = (
+        read({"messages": [{"type": "human", "content": "q"}, critic, ANSWER]}).example.messages
+        or []
+    )
+    assert (asked["role"], other) == ("user", critic)
 
 
 def test_tools_of_a_call_under_other_names_are_its_tools() -> None:

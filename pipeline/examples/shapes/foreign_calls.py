@@ -73,6 +73,11 @@ def wrap_call(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None
         values[said],
     ):
         return None
+    if values.get("exception") or values.get("level") == "ERROR":
+        key = "exception" if values.get("exception") else "level"
+        raise Rejected(
+            "missing_field", f"{key}: the call failed, so there is no answer", values[key]
+        )
     left = {key: value for key, value in values.items() if key not in (asked, said)}
     return {**left, "request": request, "response": answer}, f"{asked}+{said}"
 
@@ -165,7 +170,10 @@ def _read_answer(value: Any, key: str, *, is_json: bool) -> dict[str, Any] | str
     if isinstance(generations, list) and len(cast("list[Any]", generations)) == 1:
         found = cast("list[Any]", generations)[0]
         if is_list_of_objects(found) and all(_is_message(each.get("message")) for each in found):
-            return {"choices": [_as_choice(each["message"]) for each in found]}
+            infos = [_as_object(each.get("generation_info")) for each in found]
+            ends = [info.get("finish_reason", info.get("stop_reason")) for info in infos]
+            answers = [each["message"] for each in found]
+            return {"choices": [_as_choice(*each) for each in zip(answers, ends, strict=True)]}
     return {"choices": [_as_choice(fields)]} if _is_message(fields) else None
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from pipeline.errors import Rejected
 from pipeline.examples.fields import read_json
-from pipeline.examples.foreign_turns import name_spelling, respell_turn, respell_turns
+from pipeline.examples.foreign_turns import ENDINGS, name_spelling, respell_turn, respell_turns
 from pipeline.examples.said import is_list_of_objects, looks_like_messages
 from pipeline.examples.shapes.foreign_calls import read_contents, wrap_call
 from pipeline.examples.shapes.rollouts import respell_rollout
@@ -88,10 +88,7 @@ def _respell_turns(values: Mapping[str, Any], path: str) -> Respelled | None:
         if told:
             spelling = spelling or told
             changed["choices"] = [
-                {
-                    **each,
-                    "message": _respell_answer(each["message"], f"{path}choices[{index}].message"),
-                }
+                _respell_choice(each, f"{path}choices[{index}].message")
                 for index, each in enumerate(cast("list[dict[str, Any]]", choices))
             ]
     for key in _HOLDERS:
@@ -104,11 +101,16 @@ def _respell_turns(values: Mapping[str, Any], path: str) -> Respelled | None:
     return Respelled({**values, **changed}, spelling) if changed else None
 
 
-def _respell_answer(turn: Any, name: str) -> Any:
-    messages = respell_turn(turn, name) if name_spelling(turn) else [turn]
+def _respell_choice(choice: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a choice with its message in OpenAI's spelling, and how the answer ended beside it."""
+    turn = dict.get(choice, "message")
+    if not name_spelling(turn):
+        return choice
+    messages = respell_turn(turn, name)
     if len(messages) != 1:
         raise Rejected("unsupported_content", f"{name}: more than one message", turn)
-    return messages[0]
+    ended = {key: messages[0].pop(key) for key in ENDINGS if key in messages[0]}
+    return {**ended, **choice, "message": messages[0]}
 
 
 def _turns_in(value: Any) -> list[Any] | None:

@@ -115,6 +115,20 @@ GOLDEN: list[tuple[str, Row, list[Message]]] = [
         },
         TALK,
     ),
+    # LiteLLM's spend logs: both as JSON text.
+    (
+        "openai_log",
+        {
+            "messages": json.dumps([USER]),
+            "response": json.dumps({"choices": [{"message": ANSWER, "finish_reason": "stop"}]}),
+        },
+        TALK,
+    ),
+    (
+        "messages+output as openai_log",
+        {"messages": json.dumps([USER]), "output": '{"sky": "rain"}'},
+        [USER, {"role": "assistant", "content": '{"sky": "rain"}'}],
+    ),
     # MLflow (`search_traces`), Weave, Langfuse, OpenHands, LangSmith.
     (
         "request+response as openai_log",

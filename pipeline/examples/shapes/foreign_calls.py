@@ -15,7 +15,7 @@ from pipeline.errors import Rejected
 from pipeline.examples.fields import read_json
 from pipeline.examples.foreign_turns import find_role, name_spelling
 from pipeline.examples.said import is_list_of_objects
-from pipeline.examples.shapes.record import read_function_tools
+from pipeline.examples.shapes.record import read_function_tools, read_response
 from pipeline.lines.known_keys import ANSWERS, BETTER, WORSE
 
 _REQUESTS: Final = (
@@ -65,7 +65,8 @@ def wrap_call(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None
     request = _read_request(values[asked], asked)
     if request is None or (asked in _BARE and _is_answered(request)):
         return None
-    answer = _read_answer(values[said], said, is_json=isinstance(values[asked], str))
+    is_json = isinstance(values[asked], str) and asked not in _BARE
+    answer = _read_answer(values[said], said, is_json=is_json)
     if answer is None:
         return None
     if (asked, said) == ("request", "response") and (request, answer) == (
@@ -137,7 +138,7 @@ def read_contents(fields: Mapping[str, Any], key: str) -> dict[str, Any] | None:
 def _read_answer(value: Any, key: str, *, is_json: bool) -> dict[str, Any] | str | None:
     """Return what came back: text, or an object with ``choices``; JSON text where the request is that."""
     if isinstance(value, str):
-        parsed = _parse(value) if is_json else value
+        parsed = _parse(value) if is_json else read_response(value) or value
         if isinstance(parsed, str):
             return parsed
         answer = _read_answer(parsed, key, is_json=False)

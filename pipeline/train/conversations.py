@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,13 @@ from pipeline.train.token_rows import RowSource, read_token_rows
 _ROWS_PER_READ = 256
 # A backward pass takes about twice as long as the forward pass that comes before it.
 _COST_OF_GRADIENT = 3
+
+
+class FrozenTokens(NamedTuple):
+    """Tokens that run without gradient in an epoch: each row by itself, or chains in one pass."""
+
+    by_rows: int
+    in_one_pass: int
 
 
 class ConversationSampler(EpochSampler):
@@ -45,6 +52,13 @@ class ConversationSampler(EpochSampler):
     >>> [sorted(batch) for batch in ConversationSampler(rows)]
     [[0, 1, 2]]
     """
+
+    def frozen_tokens(self) -> FrozenTokens:
+        """Return what the frozen phase of an epoch runs, of all ranks, and would run without chains.
+
+        Not counted is what uneven ranks make of it.
+        """
+        return FrozenTokens(int(self._frozen.sum()), sum(unit.frozen for unit in self._units))
 
     def _read_groups(self, rows: Any) -> Lengths:
         """Return the number of the chain of each row."""

@@ -193,3 +193,11 @@ def test_rows_without_a_conversation_are_refused_with_the_remedy() -> None:
     del rows["conversation"]
     with pytest.raises(UsageError, match=r"no column conversation .*columns: full"):
         ConversationSampler(rows)
+
+
+def test_tokens_of_an_epoch_are_told_for_rows_alone_and_for_one_pass() -> None:
+    rows = make_rows([[(20, 2, False), (30, 2, False), (11, 2, True)], [(41, 2, False)]])
+    assert ConversationSampler(rows).frozen_tokens() == (19 + 29 + 10 + 40, 29 + 10 + 40)
+    # A chain that is cut runs its context in each part.
+    cut = ConversationSampler(rows, continuation_tokens=3)
+    assert cut.frozen_tokens() == (98, 98)

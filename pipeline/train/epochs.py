@@ -201,4 +201,7 @@ def read_column(rows: Any, name: str) -> NDArray[Any]:
             f"the rows have no column {name} (found {', '.join(map(str, names))}); "
             "expected a loaded set: keep the column, or prepare with columns: full"
         )
-    return np.asarray(rows[name][:])
+    values = rows[name][:]
+    # Texts as they are: numpy would give each the room of the longest.
+    is_text = len(values) > 0 and isinstance(values[0], str)
+    return np.asarray(values, dtype=object if is_text else None)

@@ -79,8 +79,8 @@ def frozen_losses(
     hold, one at least, and no loss holds activations of more than those.
 
     Call ``backward()`` on each before the next is asked for, and step the optimizer after the last.
-    DDP reduces gradients at the last alone, so that ranks need not have as many; not within a
-    ``no_sync`` of yours. Under FSDP ranks do. Arguments and errors are those of
+    DDP reduces gradients at the last alone (within a ``no_sync`` of yours not even there), so that
+    ranks need not have as many losses; under FSDP they do. Arguments and errors are those of
     `context_frozen_loss`, and errors come at the first loss.
 
     Example::

@@ -50,7 +50,7 @@ _LAST: Final = max(_RELEASES)
 
 
 def _switch(says: str, where: str, *spans: tuple[int, int]) -> Any:
-    """Return a field: the rule holds in ``spans``, first and last 0.N; ``says`` what it then does."""
+    """Return a field: in ``spans``, first and last 0.N, the server does what ``says`` says."""
     return field(
         default=any(first <= _LAST <= last for first, last in spans),
         metadata={"says": says, "where": where, "spans": spans},
@@ -67,148 +67,148 @@ class VllmRules:
 
     minor: int = _LAST
     reads_reasoning: bool = _switch(
-        "reads an assistant's reasoning",
+        "read an assistant's reasoning",
         "entrypoints/chat_utils.py: _parse_chat_message_content",
         (11, _LAST),
     )
     reads_reasoning_content: bool = _switch(
-        "reads an assistant's reasoning_content",
+        "read an assistant's reasoning_content",
         "entrypoints/openai/chat_completion/protocol.py: _normalize_messages_before",
         (11, 15),
         (22, _LAST),
     )
     skips_empty_reasoning: bool = _switch(
-        "takes reasoning_content where reasoning is empty text",
+        "take reasoning_content where reasoning is empty text",
         "entrypoints/chat_utils.py: _parse_chat_message_content",
         (11, 15),
     )
     drops_empty_calls: bool = _switch(
-        "drops an empty list of calls",
+        "drop an empty list of calls",
         "entrypoints/chat_utils.py: _postprocess_messages",
         (13, _LAST),
     )
     fills_missing_arguments: bool = _switch(
-        "takes missing and empty arguments for {}",
+        "take missing and empty arguments for {}",
         "entrypoints/chat_utils.py: _postprocess_messages",
         (11, _LAST),
     )
     fills_null_arguments: bool = _switch(
-        "takes the arguments null for {}",
+        "take the arguments null for {}",
         "entrypoints/chat_utils.py: _postprocess_messages",
         (23, _LAST),
     )
     fills_broken_arguments: bool = _switch(
-        "takes arguments that are no JSON object for {}",
+        "take arguments that are no JSON object for {}",
         "entrypoints/chat_utils.py: _postprocess_messages",
         (29, _LAST),
     )
     knows_thinking_parts: bool = _switch(
-        "knows parts of type thinking and input_text",
+        "know parts of type thinking and input_text",
         "entrypoints/chat_utils.py: _parse_chat_message_content_part",
         (10, _LAST),
     )
     knows_output_text: bool = _switch(
-        "knows parts of type output_text",
+        "know parts of type output_text",
         "entrypoints/chat_utils.py: _parse_chat_message_content_part",
         (12, _LAST),
     )
     knows_tool_references: bool = _switch(
-        "knows parts of type tool_reference",
+        "know parts of type tool_reference",
         "entrypoints/chat_utils.py: _parse_chat_message_content_part",
         (21, _LAST),
     )
     refuses_uuids: bool = _switch(
-        "takes a part's uuid for a sign of media",
+        "take a part's uuid for a sign of media",
         "entrypoints/chat_utils.py: _parse_chat_message_content_mm_part",
         (11, _LAST),
     )
     wraps_bare_text: bool = _switch(
-        "wraps plain text among parts",
+        "wrap plain text among parts",
         "entrypoints/chat_utils.py: _parse_chat_message_content_part",
         (18, _LAST),
     )
     keeps_part_fields: bool = _switch(
-        "hands foreign keys of a part on",
+        "hand foreign keys of a part on",
         "entrypoints/chat_utils.py: _collect_extra_fields",
         (26, _LAST),
     )
     joins_tool_parts: bool = _switch(
-        "joins the parts of a tool's result",
+        "join the parts of a tool's result",
         "entrypoints/chat_utils.py: _parse_chat_message_content",
         (20, _LAST),
     )
     passes_task: bool = _switch(
-        "hands a message's task on",
+        "hand a message's task on",
         "entrypoints/chat_utils.py: _parse_chat_message_content",
         (20, _LAST),
     )
     passes_developer_tools: bool = _switch(
-        "hands a developer's tools on",
+        "hand a developer's tools on",
         "entrypoints/chat_utils.py: _parse_chat_message_content",
         (13, _LAST),
     )
     strips_billing: bool = _switch(
-        "strips Claude Code's billing line",
+        "strip Claude Code's billing line",
         "renderers/chat_utils.py: _strip_claude_code_billing_header",
         (32, _LAST),
     )
     moves_developer: bool = _switch(
-        "makes a developer a system message",
+        "make a developer a system message",
         "renderers/hf.py: _convert_developer_to_system",
         (23, _LAST),
     )
     drops_tool_fields: bool = _switch(
-        "drops foreign keys of a tool",
+        "drop foreign keys of a tool",
         "entrypoints/openai/engine/protocol.py: FunctionDefinition",
         (27, _LAST),
     )
     declares_strict: bool = _switch(
-        "writes a tool's strict before foreign keys, and not where null",
+        "write a tool's strict before foreign keys, and not where null",
         "entrypoints/openai/engine/protocol.py: FunctionDefinition",
         (24, _LAST),
     )
     declares_defer_loading: bool = _switch(
-        "writes a tool's defer_loading in its function too",
+        "write a tool's defer_loading in its function too",
         "entrypoints/openai/engine/protocol.py: FunctionDefinition",
         (21, _LAST),
     )
     sees_bare_content: bool = _switch(
-        "takes a loop over `content` for parts",
+        "take a loop over `content` for parts",
         "renderers/hf.py: _iter_nodes_assign_content_item",
         (22, _LAST),
     )
     follows_macros: bool = _switch(
-        "follows content into macros",
+        "follow content into macros",
         "renderers/hf.py: _iter_nodes_assign_content_item",
         (30, _LAST),
     )
     follows_namespaces: bool = _switch(
-        "follows messages into namespaces",
+        "follow messages into namespaces",
         "renderers/hf.py: _iter_nodes_assign_var_or_elems",
         (33, _LAST),
     )
     filters_kwargs: bool = _switch(
-        "drops template kwargs that the template does not take",
+        "drop template kwargs that the template does not take",
         "entrypoints/chat_utils.py: resolve_chat_template_kwargs",
         (11, _LAST),
     )
     merges_kwargs: bool = _switch(
-        "takes a null template kwarg for none",
+        "take a null template kwarg for none",
         "renderers/params.py: merge_kwargs",
         (16, _LAST),
     )
     passes_effort: bool = _switch(
-        "hands reasoning_effort to the template",
+        "hand reasoning_effort to the template",
         "entrypoints/openai/serving_chat.py: create_chat_completion",
         (14, _LAST),
     )
     effort_sets_thinking: bool = _switch(
-        "lets reasoning_effort set enable_thinking",
+        "let reasoning_effort set enable_thinking",
         "entrypoints/openai/chat_completion/protocol.py: build_chat_params",
         (22, _LAST),
     )
     sets_cohere_format: bool = _switch(
-        "sets cohere_format", "entrypoints/openai/cli_args.py: cohere_format", (27, _LAST)
+        "set cohere_format", "entrypoints/openai/cli_args.py: cohere_format", (27, _LAST)
     )
 
     @property
@@ -236,27 +236,6 @@ class VllmRules:
         return ("none", *named) if self.minor >= 18 else named
 
 
-@cache
-def _rules_of(minor: int) -> VllmRules:
-    return VllmRules(
-        minor,
-        **{
-            name: any(first <= minor <= last for first, last in metadata["spans"])
-            for name, metadata in _iterate_switches()
-        },
-    )
-
-
-def _iterate_switches() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((each.name, each.metadata) for each in fields(VllmRules) if each.metadata)
-
-
-@cache
-def list_form_rules() -> tuple[VllmRules, ...]:
-    """Return one version for each way to tell a template's content form."""
-    return tuple({rules.form_rules: rules for rules in map(_rules_of, _RELEASES)}.values())
-
-
 def read_rules(name: str, value: object) -> VllmRules:
     """Return the rules of a version as ``server_options.server_version`` names it.
 
@@ -270,3 +249,43 @@ def read_rules(name: str, value: object) -> VllmRules:
             f'{name}: found {excerpt_of(value)}; expected "0.{_FIRST}" to "0.{_LAST}"{hint}'
         )
     return _rules_of(int(found[1]))
+
+
+@cache
+def list_rules() -> tuple[VllmRules, ...]:
+    """Return the rules of every version, the oldest first."""
+    return tuple(map(_rules_of, _RELEASES))
+
+
+@cache
+def list_form_rules() -> tuple[VllmRules, ...]:
+    """Return one version for each way to tell a template's content form."""
+    return tuple({rules.form_rules: rules for rules in list_rules()}.values())
+
+
+def find_changes(old: VllmRules, new: VllmRules) -> dict[str, str]:
+    """Return what ``new`` does unlike ``old``, in words, by the switch.
+
+    >>> find_changes(VllmRules(), read_rules("server_version", "0.31"))["strips_billing"]
+    "does not strip Claude Code's billing line"
+    """
+    return {
+        name: f"{'does' if getattr(new, name) else 'does not'} {metadata['says']}"
+        for name, metadata in _iterate_switches()
+        if getattr(new, name) != getattr(old, name)
+    }
+
+
+@cache
+def _rules_of(minor: int) -> VllmRules:
+    return VllmRules(
+        minor,
+        **{
+            name: any(first <= minor <= last for first, last in metadata["spans"])
+            for name, metadata in _iterate_switches()
+        },
+    )
+
+
+def _iterate_switches() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return ((each.name, each.metadata) for each in fields(VllmRules) if each.metadata)

@@ -44,7 +44,7 @@ class RowSettings:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """Variables for the chat template, such as enable_thinking; an example's own win."""
 
-    server: Literal["vllm", "sglang", "plain"] = "vllm"
+    server: Literal["vllm", "sglang", "transformers", "mlx", "plain"] = "vllm"
     """Server whose rewriting of a request is reproduced; plain is apply_chat_template untouched."""
 
     server_options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -86,6 +86,10 @@ class RowSettings:
 
     end_of_turn: str = "auto"
     """Token that ends a continuation: auto learns it from the template, none adds none, or its text."""
+
+    tool_call_ids: Literal["keep", "template"] = "keep"
+    """Ids of tool calls: as they are, or those of another form than the template demands replaced by
+    ones of that form (Mistral's: nine letters or digits), of calls and their results alike."""
 
     think: Literal["close", "reject", "keep"] = "close"
     """A continuation without a closing think mark under a prompt that opens a think block."""

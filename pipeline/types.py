@@ -64,6 +64,7 @@ FLAGS: Final = frozenset(
         "opening_added",
         "message_dropped",
         "call_not_read_back",
+        "call_ids_renamed",
         "prompt_ids_differ",
     }
 )

@@ -1,4 +1,5 @@
-"""Write the settings into docs/cli.md: of each verb, from the fields of its options.
+"""Write the settings of each verb from the fields of its options: docs/generated/settings.md has those
+of ``prepare``, docs/cli.md the flags of the others.
 
 Run as ``python -m scripts.table_of_settings`` after a setting was added or its words were changed.
 """
@@ -19,7 +20,9 @@ from pipeline.cli.sharing import PullOptions, PushOptions
 from pipeline.cli.words import read_field_words
 from pipeline.config import PrepareConfig
 
-PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
+DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
+PAGE: Final = DOCS / "cli.md"
+SETTINGS_PAGE: Final = DOCS / "generated" / "settings.md"
 OPTIONS: Final[dict[str, type[Any]]] = {
     "prepare": PrepareConfig,
     "inspect": InspectOptions,
@@ -40,16 +43,21 @@ _PLACE: Final = re.compile(
 
 
 def fill_page(page: str) -> str:
-    """Return the text of the page with the settings of every verb written anew between two comments.
+    """Return the text of the page with the flags of each verb written anew between two comments."""
+    return _PLACE.sub(
+        lambda place: f"{place['start']}\n{write_flags(OPTIONS[place['verb']])}\n", page
+    )
 
-    Those of ``prepare`` are a list; of the other verbs the page has the flags, and ``--help`` the rest.
-    """
-    return _PLACE.sub(lambda place: f"{place['start']}\n{_write_settings(place['verb'])}\n", page)
 
+def write_settings_page() -> str:
+    """Return the page of all settings of ``prepare``."""
+    return f"""# Settings of prepare
 
-def _write_settings(verb: str) -> str:
-    kind = OPTIONS[verb]
-    return write_list(kind) if verb == "prepare" else write_flags(kind)
+Written by `python -m scripts.table_of_settings`. Each is a key of YAML, a flag, and a keyword of
+`pipeline.prepare`. `input` and `output` aside, those up to `on_duplicate` are sealed and are keywords of
+`RowMap` too; those from `max_reject_rate` on are of the job.
+
+{write_list(PrepareConfig)}"""
 
 
 def write_list(kind: type[Any]) -> str:
@@ -125,3 +133,4 @@ def _choices(hint: Any) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(fill_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    SETTINGS_PAGE.write_text(write_settings_page(), encoding="utf-8")

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,10 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens in place of an answer, ``times`` times, where method and path match ``request``."""
+    """What happens in place of an answer, ``times`` times, where method and path match ``request``.
+
+    With ``meanwhile`` that is done, and the answer is the usual one.
+    """
 
     request: str
     status: int = 0
@@ -62,6 +65,7 @@ class Fault:
     message: str = "a fault of the test"
     times: int = 1
     after: int = 0
+    meanwhile: Callable[[], object] | None = None
 
 
 @dataclass
@@ -94,6 +98,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.query = urllib.parse.parse_qs(parts.query)
         self.hub.requests.append(f"{self.command} {path}")
         fault = next((each for each in self.hub.faults if self.is_hit(each, path)), None)
+        if fault and fault.meanwhile:
+            fault.meanwhile()
+            fault = None
         if fault and not fault.status:
             # In the middle of an upload: part of the body is read, and nothing is answered.
             self.rfile.read(min(10, int(self.headers.get("Content-Length") or 0)))
@@ -154,10 +161,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def create(self) -> None:
         asked = json.loads(self.body)
         name = f"{asked['organization']}/{asked['name']}"
+        url = f"{self.hub.url}/datasets/{name}"
         if name in self.hub.repos:
-            return self.fail(409, "", "You already created this dataset repo")
+            return self.say({"error": "You already created this dataset repo", "url": url}, 409)
         self.hub.repos[name] = Repo(asked["visibility"] == "private")
-        self.say({"url": f"{self.hub.url}/datasets/{name}", "name": name})
+        self.say({"url": url, "name": name})
 
     def describe(self, name: str, revision: str | None) -> None:
         if found := self.find(name, revision or "main"):
@@ -166,21 +174,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.say({"id": name, "sha": sha, "private": repo.private, "siblings": siblings})
 
     def branch(self, name: str, branch: str) -> None:
-        repo = self.hub.repos[name]
-        if branch in repo.branches:
-            return self.fail(409, "", "Reference already exists")
-        repo.branches[branch] = repo.branches["main"]
-        self.say({})
+        start = json.loads(self.body).get("startingPoint", "main")
+        if found := self.find(name, start):
+            repo, sha = found
+            if branch in repo.branches:
+                return self.fail(409, "", "Reference already exists")
+            repo.branches[branch] = sha
+            self.say({})
 
     def preupload(self, name: str, revision: str) -> None:
+        if not (found := self.find(name, revision)):
+            return
+        asked, files = json.loads(self.body), found[0].commits[found[1]]
+        ignored = asked.get("gitIgnore") or files.get(".gitignore", b"").decode()
         modes = [
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if file["path"].endswith(".parquet") else "regular",
-                "shouldIgnore": False,
-                "oid": None,
+                "shouldIgnore": any(file["path"].startswith(each) for each in ignored.split()),
+                "oid": name_object(file["path"], files.get(file["path"])),
             }
-            for file in json.loads(self.body)["files"]
+            for file in asked["files"]
         ]
         self.say({"files": modes})
 
@@ -197,21 +211,36 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.say({})
 
     def take_commit(self, name: str, revision: str) -> None:
-        repo = self.hub.repos[name]
-        files = dict(repo.commits[repo.branches[revision]])
-        for line in self.body.splitlines():
-            operation = json.loads(line)
+        repo = self.hub.repos.get(name)
+        head = repo.branches.get(revision) if repo else None
+        if repo is None or head is None:
+            return self.fail(404, "RevisionNotFound" if repo else "RepoNotFound")
+        header, *operations = map(json.loads, self.body.splitlines())
+        parent: str = header["value"].get("parentCommit", head)
+        # A pull request begins where its parent is.
+        if parent not in repo.commits or ("create_pr" not in self.query and parent != head):
+            return self.fail(412, "", "A commit has happened since. Please refresh and try again.")
+        files = dict(repo.commits[parent])
+        changed: set[str] = set()
+        for operation in operations:
             value = operation["value"]
+            path: str = value["path"]
+            if path in changed:
+                return self.fail(400, "", f"{path} is changed twice")
+            changed.add(path)
             match operation["key"]:
-                case "header":
-                    if value.get("parentCommit") not in (None, repo.branches[revision]):
-                        return self.fail(412, "", "A commit has happened since")
                 case "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
+                    files[path] = base64.b64decode(value["content"])
                 case "lfsFile":
-                    files[value["path"]] = self.hub.blobs[value["oid"]]
+                    if value["oid"] not in self.hub.blobs:
+                        return self.fail(400, "", f"LFS pointer of {path} points to no file")
+                    files[path] = self.hub.blobs[value["oid"]]
                 case "deletedFile":
-                    del files[value["path"]]
+                    if path not in files:
+                        return self.fail(
+                            404, "EntryNotFound", "A file with this name doesn't exist"
+                        )
+                    del files[path]
                 case key:
                     raise AssertionError(key)
         pull = ""
@@ -255,6 +284,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+def name_object(path: str, content: bytes | None) -> str | None:
+    """Return what the Hub knows a file by: LFS by its sha256, others as git does."""
+    if content is None:
+        return None
+    if path.endswith(".parquet"):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def entries_below(files: dict[str, bytes], folder: str) -> Iterator[dict[str, Any]]:

@@ -128,7 +128,7 @@ def _stands_as_it_is(text: str, turn: Turn, settings: RowSettings) -> bool:
         and turn.think_state is NO_BLOCK
         and pair[0] not in text
         and pair[1] not in text
-        and _is_plain(text, facts, settings)
+        and is_plain(text, facts, settings)
     )
 
 
@@ -147,7 +147,7 @@ def _draft_text(text: str, facts: TurnFacts, settings: RowSettings) -> _Draft:
     template writes there.
     """
     expected = _expected_end(facts, settings)
-    if _is_plain(text, facts, settings):
+    if is_plain(text, facts, settings):
         if expected is None and settings.end_of_turn != "none":
             raise _no_end_of_turn(facts)
         return _Draft(text, expected, frozenset(), said=())
@@ -174,7 +174,7 @@ def _draft_text(text: str, facts: TurnFacts, settings: RowSettings) -> _Draft:
     return _Draft(body, end, flags, (body,))
 
 
-def _is_plain(text: str, facts: TurnFacts, settings: RowSettings) -> bool:
+def is_plain(text: str, facts: TurnFacts, settings: RowSettings) -> bool:
     """Say whether a text holds nothing that a rule for texts speaks of."""
     knows_end = settings.end_of_turn in ("auto", "none", *facts.ends)
     marks = facts.marks

@@ -27,8 +27,8 @@ from pipeline.prompt.request import ChatRequest, Dialect, Rendering
 from pipeline.types import Message
 
 DEFAULT_PAIR = ("<think>", "</think>")
-# Characters at a prompt's end that are looked at first.
-_TAIL = 128
+TAIL = 128
+"""Characters at a prompt's end that are looked at first."""
 
 
 class ThinkState(NamedTuple):
@@ -70,7 +70,7 @@ def _find_tail(prompt: str, pair: tuple[str, str], later: re.Pattern[str]) -> in
     Prompts are long and end with a turn's header, so the end is looked at first.
     """
     longest = max(len(pair[0]), len(pair[1]))
-    start = len(prompt) - _TAIL
+    start = len(prompt) - TAIL
     while start > 0 and not later.search(prompt, start + longest):
         start -= 4 * (len(prompt) - start)
     return max(start, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pipeline.cli.options import POSITIONAL, POSITIONAL_OR_NAMED, parse_options
 from pipeline.cli.process import prepare_libraries
@@ -61,13 +61,26 @@ class CheckOptions:
     decisions: Literal["given", "all", "last"] = "given"
     """For --input: which decision points become rows, as of prepare."""
 
+    model: str | None = None
+    """Say what the frozen step does with the model in this folder: each row alone against two phases,
+    rope, positions, memory. It is loaded in float32, on the CPU."""
+
+    set: str | None = None
+    """For --model: saved set whose longest, shortest and most unlike rows are run; else made-up ones."""
+
+    context_tokens: int = 32_768
+    """For --model: context tokens of a batch, for which memory is told."""
+
+    continuation_tokens: int = 8_192
+    """For --model: continuation tokens of a batch, for which memory is told."""
+
     chat_template: str | None = None
     """Jinja file to use in place of the tokenizer's own template."""
 
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """Variables for the chat template."""
 
-    server: Literal["vllm", "sglang", "plain"] = "vllm"
+    server: Literal["vllm", "sglang", "transformers", "mlx", "plain"] = "vllm"
     """Server whose rewriting of a request is reproduced."""
 
     server_options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -75,6 +88,9 @@ class CheckOptions:
 
     json: bool = False
     """Print the facts as JSON."""
+
+
+_OF_MODEL: Final = ("model", "set", "context_tokens", "continuation_tokens")
 
 
 def run_verify(args: Sequence[str]) -> int:
@@ -114,21 +130,55 @@ def run_check(args: Sequence[str]) -> int:
     options = parse_options(CheckOptions, args, "check")
     values = dataclasses.asdict(options)
     as_json, path = values.pop("json"), values.pop("input")
+    for name in _OF_MODEL:
+        del values[name]
+    if options.model is not None:
+        return _check_model(options, as_json=as_json)
     if path is not None:
         return _check_rows(path, values, as_json=as_json)
     if options.tokenizer is None:
         raise UsageError("check: nothing to check; give a TOKENIZER, or rows with --input FILE")
     show_stage(f"loading the tokenizer {options.tokenizer}")
     prepare_libraries()
-    from pipeline.view.table import print_check
+    from pipeline.view.table import print_facts
     from pipeline.view.tokenizer import check_tokenizer_and_template
 
     checked = check_tokenizer_and_template(read_settings(RowSettings, values, "check"))
     if as_json:
         say_json(checked.to_dict())
     else:
-        print_check(checked)
+        print_facts(f"{checked.tokenizer} under {checked.server}", checked.traits)
     return 0
+
+
+def _check_model(options: CheckOptions, *, as_json: bool) -> int:
+    """Say what the frozen step does with a model; exit code 1 where it is refused or not right."""
+    model = str(options.model)
+    show_stage(f"loading the model {model}")
+    prepare_libraries(may_need_torch=True)
+    try:
+        from pipeline.train.model_check import check_model, load_model
+    except ModuleNotFoundError as error:
+        advice = "pip install 'context-frozen[train]'"
+        raise UsageError(f"check --model: {error.name} is not installed; {advice}") from error
+    from pipeline.sets.load import load
+    from pipeline.view.table import print_facts
+
+    rows = None if options.set is None else load(options.set)["train"]
+    loaded = load_model(model)
+    show_stage("running rows alone and in two phases")
+    checked = check_model(
+        loaded,
+        rows,
+        name=model,
+        context_tokens=options.context_tokens,
+        continuation_tokens=options.continuation_tokens,
+    )
+    if as_json:
+        say_json(checked.to_dict())
+    else:
+        print_facts(f"{model} in two phases", checked.traits)
+    return 0 if checked.is_right else 1
 
 
 def _check_rows(path: str, values: dict[str, Any], *, as_json: bool) -> int:

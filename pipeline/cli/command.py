@@ -41,9 +41,7 @@ class Verb:
 VERBS = {
     "prepare": Verb(run_prepare, "turn chat logs into a data set of token rows"),
     "inspect": Verb(run_inspect, "show rows as coloured tokens with the boundary", only_shows=True),
-    "check": Verb(
-        run_check, "say what a tokenizer, its template and a file of rows are", only_shows=True
-    ),
+    "check": Verb(run_check, "say what a tokenizer, a file of rows or a model is", only_shows=True),
     "verify": Verb(run_verify, "check a saved set: files, rows, digest, a server's ids"),
     "report": Verb(
         run_report,

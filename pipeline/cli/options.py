@@ -99,7 +99,10 @@ class _Parser(argparse.ArgumentParser):
 
     def read(self, args: Sequence[str]) -> dict[str, Any]:
         """Return what the flags say, by name of the setting."""
-        found = vars(self.parse_intermixed_args(self._check_flags(args)))
+        known, alone = self.parse_known_intermixed_args(self._check_flags(args))
+        if alone:
+            self._refuse_alone(alone[0])
+        found = vars(known)
         return {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in found.items()
@@ -129,6 +132,13 @@ class _Parser(argparse.ArgumentParser):
                 self._refuse_value(name, words, is_joined=bool(is_joined))
             spelt.append(f"--{name}{is_joined}{value}")
         return spelt
+
+    def _refuse_alone(self, word: str) -> NoReturn:
+        """Refuse a word that no flag stands before, with the flag that it likely belongs to."""
+        meant = "--config" if word.endswith((".yaml", ".yml")) else "--input"
+        is_known = meant in self._option_string_actions
+        remedy = f", perhaps {meant} {excerpt_of(word)}" if is_known else ""
+        self.error(f"found {excerpt_of(word)} without a flag; expected a flag before it{remedy}")
 
     def _is_switch(self, name: str) -> bool:
         return self._hints.get(name.removeprefix("no_")) is bool

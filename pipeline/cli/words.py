@@ -29,7 +29,15 @@ _GROUPS: Final[Mapping[str, Sequence[str]]] = {
     ),
     "template and server": (
         *("tokenizer", "chat_template", "chat_template_kwargs", "trust_remote_code", "server"),
-        *("server_options", "raw_context", "end_of_turn", "opening", "think", "control_tokens"),
+        *(
+            "server_options",
+            "raw_context",
+            "end_of_turn",
+            "opening",
+            "tool_call_ids",
+            "think",
+            "control_tokens",
+        ),
         "encoder",
     ),
     "length": (

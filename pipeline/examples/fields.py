@@ -93,10 +93,6 @@ def read_messages(value: Any, name: str) -> list[Message]:
         if not isinstance(message, dict):
             raise Rejected("wrong_type", f"{name}[{index}]: expected a message object", message)
         fields: Message = message
-        if fields.get("content") == []:
-            # A server renders it as nothing; in a log it is a lost content.
-            reason = "an empty list; expected text, parts, or null beside tool calls"
-            raise Rejected("wrong_type", f"{name}[{index}].content: {reason}")
         bare = drop_message_nulls(fields)
         if not _PLAIN_KEYS.issuperset(bare) or bare.get("role") == "function":
             refuse_message_keys(bare, f"{name}[{index}]")

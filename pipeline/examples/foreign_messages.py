@@ -143,7 +143,7 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
         passed = _COMMON_KEYS | _SAID_OTHERWISE
         said = sorted(key for key in message if key not in passed and _says(message[key]))
         kind = "missing"
-    elif isinstance(content, str) and not content.strip():
+    elif content == [] or (isinstance(content, str) and not content.strip()):
         passed = _COMMON_KEYS | _BOOKKEEPING
         said = sorted(key for key in message if key not in passed and _says(message[key]))
         kind = "empty"

@@ -21,7 +21,7 @@ _HEAD: Final = re.compile(
 _NEXT: Final = re.compile(r"[ \t]*([],])[ \t]*")
 
 
-_SHORT: Final = 4096
+SHORT: Final = 4096
 """Characters of a line below which reading it is as quick as looking for what it repeats."""
 _KEPT: Final = 2
 """Conversations that are kept: two writers may take turns, or spell one conversation differently."""
@@ -42,7 +42,7 @@ class LineParser:
 
     def parse(self, text: str) -> dict[str, Any]:
         """Return the object of one line. Raises `Rejected` as `parse_line` does."""
-        head = None if len(text) < _SHORT else _HEAD.match(text)
+        head = None if len(text) < SHORT else _HEAD.match(text)
         if head is None:
             return parse_line(text)
         begin = head.end()

@@ -35,6 +35,8 @@ CHARACTERS_WRITTEN: Final = 2**22
 """Text that a render may write of its own."""
 
 _CHARACTERS_PER_GIVEN: Final = 4
+_TEXT_METHODS: Final = frozenset(name for name in vars(str) if not name.startswith(("_", "format")))
+_PLAIN_VALUES: Final = frozenset({str, int, bool, float, list, dict, type(None)})
 _DICT_ATTRIBUTES: Final = frozenset(name for kind in dict.__mro__ for name in vars(kind))
 
 
@@ -169,11 +171,20 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         """Return ``obj.attribute`` where that is safe, else ``obj[attribute]``, else undefined.
 
         For ``message.role`` the base class tries the attribute, catches its error and then takes the
-        key. A plain dict has no attribute but `_DICT_ATTRIBUTES`, so the key is taken at once.
+        key. A plain dict has no attribute but `_DICT_ATTRIBUTES`, so the key is taken at once. What
+        the base class asks of a value, it asks because of ``str.format``: no method that a text has
+        under another name, and no plain value, is that.
         """
-        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
+        kind = type(obj)
+        if kind is dict and attribute not in _DICT_ATTRIBUTES:
             value = obj.get(attribute, missing)
             return self.undefined(obj=obj, name=attribute) if value is missing else value
+        if kind is str and attribute in _TEXT_METHODS:
+            return getattr(obj, attribute)
+        if self._known_safety.get((kind, attribute)):
+            value = getattr(obj, attribute, missing)
+            if type(value) in _PLAIN_VALUES:
+                return value
         return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:

@@ -21,7 +21,13 @@ from pipeline.types import Message
 if TYPE_CHECKING:
     from pipeline.prompt.chat_template import ChatTemplates
 
-SERVER_VERSIONS: Final = {"vllm": "0.33.0", "sglang": "0.5.23", "plain": ""}
+SERVER_VERSIONS: Final = {
+    "vllm": "0.33.0",
+    "sglang": "0.5.23",
+    "transformers": "5.24.0",
+    "mlx": "0.32.2",
+    "plain": "",
+}
 """The release of each server whose rules are reproduced; ``plain`` has none but transformers'."""
 
 Made = TypeVar("Made")
@@ -280,6 +286,24 @@ def split_template_kwargs(
         read_documents(kwargs.get("documents")),
         {name: value for name, value in kwargs.items() if name not in CALL_PARAMETERS},
     )
+
+
+def read_passed_kwargs(kwargs: Mapping[str, Any], own: Mapping[str, Any]) -> TemplateCall:
+    """Return what reaches the template where a server asks ``apply_chat_template`` for ids, with
+    variables of its ``own`` and all kwargs.
+
+    Raises `Rejected` (``server_refused``) for a kwarg that is a parameter of that call: it fails there,
+    or cuts, pads or replaces what the template writes.
+    """
+    for name in sorted(kwargs.keys() & ((CALL_PARAMETERS - {"documents"}) | _TAKEN)):
+        raise Rejected(
+            "server_refused",
+            f"chat_template_kwargs: {name!r} is a parameter of apply_chat_template, which fails or does "
+            "something else than to reach the template; leave it out",
+            kwargs,
+        )
+    passed = {name: value for name, value in kwargs.items() if name != "documents"}
+    return TemplateCall(read_documents(kwargs.get("documents")), {**own, **passed})
 
 
 def read_documents(documents: object) -> list[dict[str, Any]] | None:

@@ -22,6 +22,7 @@ from pipeline.prompt.bounded import BOUNDED_RUNS, OverLimit
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
 from pipeline.prompt.dialects import load_dialect
 from pipeline.prompt.request import ChatRequest, Dialect, Rendering
+from pipeline.rows.call_ids import CallIds
 from pipeline.rows.context import Context, ContextBuilder
 from pipeline.rows.lengths import fit_context, fit_continuation
 from pipeline.rows.sampled import check_continuation_ids
@@ -74,8 +75,10 @@ class RowBuilder:
             read_model_type(self.encoder.folder),
             self.encoder.folder,
             config.tokenizer if config.chat_template is None else None,
+            self.encoder.has_token,
         )
         self.contexts = ContextBuilder(config, self.encoder, self.templates, self.dialect)
+        self._call_ids = CallIds(config, self.dialect, self.templates)
         if (
             config.end_of_turn not in ("auto", "none")
             and self.encoder.token_id(config.end_of_turn) is None
@@ -138,6 +141,7 @@ class RowBuilder:
         ``max_len`` (tokens) replaces the setting.
         """
         policy = self._make_policy(max_len)
+        points, renamed = zip(*self._call_ids.rename(points), strict=True) if points else ((), ())
         contexts = self.contexts.build(points)
         answers = list(map(self._build_answer, points, contexts))
         texts = [answer.text if isinstance(answer, _Answer) else "" for answer in answers]
@@ -146,20 +150,24 @@ class RowBuilder:
         decoded = self.encoder.decode_after_context(encoded)
         closed = close_continuations(encoded, ends)
         rows: list[BoundedRow | Rejected] = []
-        for context, answer, ids, text in zip(contexts, answers, closed, decoded, strict=True):
+        for point, context, answer, ids, text, other_ids in zip(
+            points, contexts, answers, closed, decoded, renamed, strict=True
+        ):
             BOUNDED_RUNS.begin_point()
             try:
                 if isinstance(answer, Rejected):
                     raise answer
                 assert isinstance(context, Context), "an answer is built on a context alone"
+                if other_ids:
+                    answer = answer._replace(flags=(*answer.flags, "call_ids_renamed"))
                 rows.append(self._fit(context, answer, ids, text, policy))
             except Rejected as error:
-                rows.append(error.without_frames())
+                rows.append(self._call_ids.explain(point, error).without_frames())
         return rows
 
     def render_context(self, point: DecisionPoint) -> tuple[ChatRequest, Rendering]:
         """Return the request of a point and its prompt. See `ContextBuilder.render`."""
-        return self.contexts.render(point)
+        return self.contexts.render(self._call_ids.rename([point])[0][0])
 
     def _build_answer(
         self, point: DecisionPoint, context: Context | Rejected

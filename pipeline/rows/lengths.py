@@ -18,6 +18,7 @@ from pipeline.tokens.ids import Ids
 from pipeline.types import Message
 
 _PINNED_ROLES = ("system", "developer")
+_GUESSES = 4  # cuts that are tried by the sizes of the messages before the rest is halved
 
 EncodeMessages = Callable[[Sequence[Message]], Ids]
 """Messages to the ids of their prompt; raises `Rejected` where the server refuses them."""
@@ -95,7 +96,8 @@ def _drop_turns(
     encode: EncodeMessages,
 ) -> FittedContext | None:
     """Return the context without its oldest turns; None where even that is too long to keep whole."""
-    kept = drop_turns(messages, room, encode) or KeptTurns(context_ids, tuple(messages), 0)
+    kept = drop_turns(messages, room, encode, len(context_ids))
+    kept = kept or KeptTurns(context_ids, tuple(messages), 0)
     ids, flags = kept.ids, ["truncated"]
     if kept.dropped_messages:
         flags.append("turns_dropped")
@@ -172,21 +174,30 @@ def keep_from(messages: Sequence[Message], cut: int) -> list[Message]:
     return [*pinned, *messages[cut:]]
 
 
-def drop_turns(messages: Sequence[Message], room: int, encode: EncodeMessages) -> KeptTurns | None:
+def drop_turns(
+    messages: Sequence[Message], room: int, encode: EncodeMessages, whole_len: int
+) -> KeptTurns | None:
     """Return the longest kept context of at most ``room`` tokens, or the shortest there is.
 
-    A binary search over the cuts: about log2(turns) renders. A cut that the server refuses counts
-    as one that does not fit. None where there is no turn to drop, or the server refuses every cut.
+    A search over the cuts that begins where, by the sizes of the messages and the ``whole_len``
+    tokens of them all, the room ends: two or three renders about as long as the room, however long
+    the conversation. A cut that the server refuses counts as one that does not fit. None where
+    there is no turn to drop, or the server refuses every cut.
     """
     cuts = find_cuts(messages)
+    expect = _Expectation(messages, cuts, whole_len)
     fitting: tuple[int, Ids] | None = None
     shortest: tuple[int, Ids] | None = None
-    low, high = 0, len(cuts)
+    low, high, tries = 0, len(cuts), 0
     while low < high:
-        middle = (low + high) // 2
+        tries += 1
+        middle = expect.first_within(room) if tries <= _GUESSES else (low + high) // 2
+        middle = min(max(middle, low), high - 1)
         ids = _encode_if_accepted(encode, keep_from(messages, cuts[middle]))
-        if ids is not None and (shortest is None or len(ids) < len(shortest[1])):
-            shortest = (cuts[middle], ids)
+        if ids is not None:
+            expect.learn(middle, len(ids))
+            if shortest is None or len(ids) < len(shortest[1]):
+                shortest = (cuts[middle], ids)
         if ids is not None and len(ids) <= room:
             fitting, high = (cuts[middle], ids), middle
         else:
@@ -197,6 +208,34 @@ def drop_turns(messages: Sequence[Message], room: int, encode: EncodeMessages) -
     cut, ids = chosen
     kept = keep_from(messages, cut)
     return KeptTurns(ids, tuple(kept), len(messages) - len(kept))
+
+
+class _Expectation:
+    """How long each kept context will be: from the last one measured, by the sizes between the two."""
+
+    def __init__(self, messages: Sequence[Message], cuts: Sequence[int], whole_len: int) -> None:
+        sizes = np.fromiter(map(_size_of, messages), np.int64, len(messages))
+        starts = np.cumsum(sizes) - sizes
+        whole = int(sizes.sum())
+        self._dropped = starts[np.asarray(cuts, np.int64)]
+        self._per_token = max(whole, 1) / max(whole_len, 1)
+        self._at, self._len = 0, whole_len
+
+    def first_within(self, room: int) -> int:
+        """Return the first cut that is expected to leave at most ``room`` tokens."""
+        over = (self._len - room) * self._per_token
+        return int(np.searchsorted(self._dropped, self._at + over))
+
+    def learn(self, place: int, length: int) -> None:
+        """Take note of how many tokens a cut leaves."""
+        self._at, self._len = int(self._dropped[place]), length
+
+
+def _size_of(message: Message) -> int:
+    content = message.get("content")
+    size = len(content) if isinstance(content, str) else len(str(content))
+    # The other keys of most are short, and cost more to look at than they tell.
+    return size + len(str(message["tool_calls"])) if message.get("tool_calls") else size
 
 
 def cut_inside(ids: Ids, head_len: int, tail_len: int, room: int) -> Ids | None:
@@ -257,8 +296,8 @@ def _count_pinned(messages: Sequence[Message]) -> int:
 
 
 def _find_last_user(messages: Sequence[Message]) -> int | None:
-    users = [index for index, message in enumerate(messages) if message.get("role") == "user"]
-    return users[-1] if users else None
+    places = range(len(messages) - 1, -1, -1)
+    return next((place for place in places if messages[place].get("role") == "user"), None)
 
 
 def _turn_start(messages: Sequence[Message], last_user: int) -> int:

@@ -198,20 +198,21 @@ class LineMapper:
                 rejects.append(draft.to_reject(result))
         table = build_table(rows, [draft.provenance for draft in kept])
         saved = table if self._config.columns == "full" else table.select(NUMERIC_COLUMNS)
-        splits = self._name_splits(kept)
+        splits = self.name_splits(kept)
         digests = digest_rows(saved, splits)
         line_digests = [draft.line_digest for draft in kept]
         return MappedLines(table, splits, digests, line_digests, rejects, shapes, order)
 
     def _name_unread(self, unread: frozenset[str], line: SourceLine) -> frozenset[str]:
-        """Return the keys of a line that nobody reads; a plain server reads all of a message."""
+        """Return the keys of a line that nobody reads; some servers read all of a message."""
         if line.unread_columns:
             unread = unread.union(line.unread_columns)
-        if self._config.server == "plain":
+        if self._config.server in ("mlx", "plain"):
             return frozenset(name for name in unread if not name.startswith("messages."))
         return unread
 
-    def _name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
+    def name_splits(self, drafts: Sequence[_Draft]) -> list[str]:
+        """Return the split that each row belongs to."""
         fraction = self._config.validation_fraction
         return [
             name_split(draft.provenance.preference, draft.provenance.conversation, fraction)

@@ -110,8 +110,7 @@ def make_card(
         size_categories=[name_size(counts["rows"])],
         task_categories=["text-generation"],
         tags=[TAG],
-        # `push_to_hub` writes its own.
-        configs=None if hub else _name_files(counts["rows_by_split"]),
+        configs=[_name_files(counts["rows_by_split"], hub)],
     )
     text = (
         _environment()
@@ -190,13 +189,15 @@ def name_size(rows: int) -> str:
     return f"{_SIZES[place - 1]}<n<{_SIZES[place]}" if place < len(_SIZES) else f"n>{_SIZES[-1]}"
 
 
-def _name_files(splits: Mapping[str, int]) -> list[dict[str, Any]]:
+def _name_files(splits: Mapping[str, int], hub: HubPlace | None) -> dict[str, Any]:
+    """Return where `load_dataset` finds the rows of each split: Arrow on disk, Parquet on the Hub."""
     # datasets 4.0.0 takes a split of one shard for JSON, since the saved `state.json` beside the
     # shard counts as many: so the files of each split are named.
     # A split without rows is not there, but of a set without any.
     saved = [split for split, rows in splits.items() if rows or not any(splits.values())]
-    files = [{"split": split, "path": f"{split}/data-*.arrow"} for split in saved]
-    return [{"config_name": "default", "data_files": files}]
+    pattern = f"{hub.folder}data/{{}}-*" if hub else "{}/data-*.arrow"
+    files = [{"split": split, "path": pattern.format(split)} for split in saved]
+    return {"config_name": hub.config_name if hub else "default", "data_files": files}
 
 
 def _columns_of(manifest: Mapping[str, Any], *, is_remote: bool) -> Sequence[str]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pipeline.errors import StoreFailed, UsageError
 from pipeline.lines.data_sets import READABLE_SUFFIXES
-from pipeline.sets.manifest import MANIFEST
+from pipeline.sets.manifest import MANIFEST, lies_inside
 from pipeline.sets.marks import make_marked_folder, mark_of
 from pipeline.sets.store import SetStore, cache_folder, is_address, open_files, store_failures
 from pipeline.sets.store_names import tag_of
@@ -124,7 +124,7 @@ def _fetch_input(address: str, folder: Path) -> Path:
             )
         for name in found:
             copy = folder / name[len(base) + 1 :]
-            if not copy.resolve().is_relative_to(folder.resolve()):
+            if not lies_inside(folder, copy):
                 raise UsageError(f"input {address}: {name} is no name of a file")
             copy.parent.mkdir(parents=True, exist_ok=True)
             files.get_file(name, str(copy))

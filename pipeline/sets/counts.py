@@ -24,49 +24,37 @@ class RowCounts:
 
     rows: int = 0
     shortened: int = 0
-    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SUMMED, 0))
-    flags: dict[str, int] = field(default_factory=dict[str, int])
+    sums: Counter[str] = field(default_factory=Counter[str])
+    flags: Counter[str] = field(default_factory=Counter[str])
 
     @classmethod
     def from_described(cls, described: Mapping[str, Any]) -> RowCounts:
         """Return the counts of the rows of a set from those in its manifest (`describe_counts`)."""
         tokens = described["tokens"]
-        sums = (
-            tokens["total"],
-            tokens["context"],
-            tokens["dropped"],
-            described["dropped_messages"],
-        )
-        return cls(
-            rows=described["rows"],
-            shortened=described["rows_shortened"],
-            sums=dict(zip(_SUMMED, sums, strict=True)),
-            flags=dict(described["by_flag"]),
-        )
+        sums = {
+            "total_len": tokens["total"],
+            "context_len": tokens["context"],
+            "dropped_tokens": tokens["dropped"],
+            "dropped_messages": described["dropped_messages"],
+        }
+        flags = Counter[str](described["by_flag"])
+        return cls(described["rows"], described["rows_shortened"], Counter(sums), flags)
 
     def add(self, table: pa.Table, sign: int = 1) -> None:
         """Count the rows of a table with the columns `COUNTED`; with ``sign`` -1 no longer."""
-        found = Counter[str](table.column("flags").combine_chunks().flatten().to_pylist())
-        self._add_flags(found, sign)
-        for name in _SUMMED:
-            self.sums[name] += sign * int(np.asarray(table.column(name)).sum())
-        shortened = int(np.count_nonzero(np.asarray(table.column("dropped_tokens"))))
-        self.shortened += sign * shortened
-        self.rows += sign * table.num_rows
+        columns = {name: np.asarray(table.column(name)) for name in _SUMMED}
+        shortened = int(np.count_nonzero(columns["dropped_tokens"]))
+        flags = Counter[str](table.column("flags").combine_chunks().flatten().to_pylist())
+        sums = Counter({name: int(column.sum()) for name, column in columns.items()})
+        self.merge(RowCounts(table.num_rows, shortened, sums, flags), sign)
 
-    def merge(self, other: RowCounts) -> None:
-        """Add the counts of other rows."""
-        self.rows += other.rows
-        self.shortened += other.shortened
-        for name in _SUMMED:
-            self.sums[name] += other.sums[name]
-        self._add_flags(other.flags, 1)
-
-    def _add_flags(self, found: Mapping[str, int], sign: int) -> None:
-        for flag, number in found.items():
-            self.flags[flag] = self.flags.get(flag, 0) + sign * number
-            if not self.flags[flag]:
-                del self.flags[flag]
+    def merge(self, other: RowCounts, sign: int = 1) -> None:
+        """Add the counts of other rows; with ``sign`` -1 take them away."""
+        self.rows += sign * other.rows
+        self.shortened += sign * other.shortened
+        # These leave out what is nought.
+        self.sums = self.sums + other.sums if sign > 0 else self.sums - other.sums
+        self.flags = self.flags + other.flags if sign > 0 else self.flags - other.flags
 
 
 def count_rows(table: pa.Table, places: NDArray[np.int64]) -> RowCounts:

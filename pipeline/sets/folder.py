@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import datasets
 
 from pipeline.rows.seal import hash_file_bytes
 from pipeline.sets.damage import hash_manifest
-from pipeline.sets.manifest import MANIFEST
+from pipeline.sets.manifest import MANIFEST, write_manifest
 
 FILE_BYTES: Final = 2**28
 
@@ -22,12 +21,16 @@ def save_rows(splits: datasets.DatasetDict, folder: Path) -> None:
 
     Raises `OSError` where there is no room.
     """
-    files = {
-        str(name): max(1, min(len(rows), _estimate_bytes(rows) // FILE_BYTES))
-        for name, rows in splits.items()
-    }
+    files = {str(name): count_files(rows) for name, rows in splits.items()}
     with without_bars():
         splits.save_to_disk(str(folder), num_shards=files)
+
+
+def count_files(rows: datasets.Dataset) -> int:
+    """Return in how many files the rows of a split are kept: their tokens are most of their bytes."""
+    table = cast("Any", rows).data.table
+    tokens: int = table.select(["input_ids", "labels", "attention_mask"]).nbytes
+    return max(1, min(len(rows), tokens // FILE_BYTES))
 
 
 @contextmanager
@@ -42,25 +45,19 @@ def without_bars() -> Generator[None]:
             datasets.enable_progress_bars()
 
 
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": hash_file_bytes(path)}
+
+
 def seal_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest, with every file of ``folder`` named by its hash, and return it."""
     files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": hash_file_bytes(path),
-        }
+        path.relative_to(folder).as_posix(): describe_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
     sealed = {**manifest, "files": files}
     sealed["sha256"] = hash_manifest(sealed)
-    text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
-    # Half a character, of a path that is not UTF-8, is an escape of JSON then, and read as it was.
-    (folder / MANIFEST).write_bytes(text.encode("utf-8", "backslashreplace"))
+    (folder / MANIFEST).write_bytes(write_manifest(sealed))
     return sealed
-
-
-def _estimate_bytes(rows: datasets.Dataset) -> int:
-    """Return about how many bytes the rows take: their tokens are most of them."""
-    table = cast("Any", rows).data.table
-    return table.select(["input_ids", "labels", "attention_mask"]).nbytes

@@ -29,7 +29,7 @@ _NO_LINKS: Final = frozenset(
 # What those say that have no files without a name.
 _NO_NAMELESS: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT})
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 _held_locks: dict[int, int] = {}
 """Descriptors of the locks that this process holds, with its id."""
@@ -149,8 +149,8 @@ def _no_lock(path: Path) -> UsageError:
 
 def end_with_parent(parent: int) -> None:
     """Let this process be ended as soon as ``parent``, which started it, has ended."""
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if hasattr(LIBC, "prctl"):
+        LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         # Of a parent that ended before that line no signal comes.
         if os.getppid() != parent:
             os._exit(1)

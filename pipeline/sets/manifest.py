@@ -6,13 +6,14 @@ are not known here, of a newer version, are let through. A newer *format* is ref
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple
 
 from pipeline.errors import DataRefused, UsageError, excerpt_of
-from pipeline.lines.bounded_json import NotThatJson, parse_object, read_object
+from pipeline.lines.bounded_json import NotThatJson, read_object
 from pipeline.lines.split_names import is_split_name
 from pipeline.rows.seal import SEAL_FORMAT
 
@@ -26,16 +27,7 @@ MANIFEST: Final = "manifest.json"
 """The file whose presence makes a folder a sealed set; it is written last."""
 
 _KEYS: Final = {"digest", "seal", "counts", "config", "files"}
-_MOST: Final = 2**63 - 1
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME: Final = 1000
-
-
-class _Unexpected(ValueError):
-    """A value that is not what a manifest has there: its place, what is right, what was found."""
-
-
-_Check = Callable[[object, str], None]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -63,29 +55,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder}: {error}; expected the folder of a prepared set") from error
 
 
-def parse_manifest(content: bytes, where: str, *, is_remote: bool = False) -> dict[str, Any]:
-    """Return the manifest that ``content`` is. Raises as `read_manifest`; ``where`` names it."""
-    try:
-        values = parse_object(content)
-    except NotThatJson as error:
-        raise UsageError(f"{where}: {error}; prepare the set again") from error
-    return check_manifest(values, where, is_remote=is_remote)
-
-
-def check_manifest(
-    values: dict[str, Any], where: str, *, is_remote: bool = False
-) -> dict[str, Any]:
-    """Return ``values`` where they are a manifest.
-
-    On the Hub (``is_remote``) small files have no sha256. Raises as `read_manifest`.
-    """
+def check_manifest(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return ``values`` where they are a manifest; ``where`` names it. Raises as `read_manifest`."""
     missing = _KEYS - values.keys()
     if missing:
         raise UsageError(f"{where}: lacks {', '.join(sorted(missing))}; prepare the set again")
     try:
         _check_format(values["seal"])
-        _MANIFEST(values, "")
-        _map(_file(needs_sha256=not is_remote), _file_name)(values["files"], "files")
+        _check(values, _MANIFEST)
         _check_sums(values["counts"])
     except _Unexpected as error:
         raise DataRefused(
@@ -123,15 +100,79 @@ def left_out_of(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
     return {kind: list(left_out.get(kind, ())) for kind in ("columns", "files")}
 
 
-def _check_format(seal: object) -> None:
-    if not isinstance(seal, dict):
-        raise _unexpected("seal", "an object", seal)
-    found = cast("dict[str, object]", seal).get("format")
-    _integer(1)(found, "seal.format")
-    if cast("int", found) > SEAL_FORMAT:
+def write_manifest(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest as it stands in a set.
+
+    Half a character, of a path that is not UTF-8, is an escape of JSON then, and read as it was.
+    """
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
+
+
+class _Unexpected(ValueError):
+    """A value that is not what a manifest has there: its place, what is right, what was found."""
+
+
+class _MapOf(NamedTuple):
+    """The shape of an object of any keys: of its values, and of its keys in words and as a test."""
+
+    each: Any
+    keys: str = ""
+    is_key: Callable[[str], bool] = lambda _: True
+
+
+def _check(value: Any, shape: Any, at: str = "") -> None:
+    """Refuse a value of JSON that has not the ``shape`` of one below; ``at`` is its dotted place.
+
+    A key that ends in ``?`` may be missing; others may stand beside those that are named.
+    """
+    match shape:
+        case range():
+            fits, expected = (
+                type(value) is int and value in shape,
+                f"a whole number from {shape.start}",
+            )
+        case re.Pattern():
+            fits = isinstance(value, str) and bool(shape.fullmatch(value))
+            expected = "64 hexadecimal digits"
+        case frozenset():
+            fits, expected = isinstance(value, str) and value in shape, " or ".join(sorted(shape))
+        case dict() | _MapOf():
+            fits, expected = isinstance(value, dict), "an object"
+        case list():
+            fits, expected = isinstance(value, list), "a list"
+        case _:
+            fits, expected = isinstance(value, shape), _WORDS[shape]
+    if not fits:
+        raise _Unexpected(f"{at}: found {excerpt_of(value)}; expected {expected}")
+    inner: Any = value
+    match shape:
+        case dict():
+            for key, each in shape.items():
+                name = key.removesuffix("?")
+                place = f"{at}.{name}".lstrip(".")
+                if name in inner:
+                    _check(inner[name], each, place)
+                elif name == key:
+                    raise _Unexpected(f"{place}: missing")
+        case _MapOf():
+            for name, item in inner.items():
+                if not shape.is_key(name):
+                    raise _Unexpected(f"{at}: found {excerpt_of(name)}; expected {shape.keys}")
+                _check(item, shape.each, f"{at}.{excerpt_of(name)}")
+        case list():
+            for number, item in enumerate(inner):
+                _check(item, shape[0], f"{at}[{number}]")
+        case _:
+            pass
+
+
+def _check_format(seal: Any) -> None:
+    _check(seal, {"format": range(1, 2**63)}, "seal")
+    if seal["format"] > SEAL_FORMAT:
         raise _Unexpected(
-            f"seal.format: found {excerpt_of(found)}, made by a newer context-frozen; this one reads "
-            f"up to {SEAL_FORMAT}: upgrade it"
+            f"seal.format: found {excerpt_of(seal['format'])}, made by a newer context-frozen; this "
+            f"one reads up to {SEAL_FORMAT}: upgrade it"
         )
 
 
@@ -143,177 +184,59 @@ def _check_sums(counts: Mapping[str, Any]) -> None:
         )
 
 
-def _unexpected(at: str, expected: str, found: object) -> _Unexpected:
-    return _Unexpected(f"{at}: found {excerpt_of(found)}; expected {expected}")
-
-
-def _integer(least: int, most: int = _MOST) -> _Check:
-    def check(value: object, at: str) -> None:
-        if type(value) is not int or not least <= value <= most:
-            raise _unexpected(at, f"a whole number from {least}", value)
-
-    return check
-
-
-def _text(value: object, at: str) -> None:
-    if not isinstance(value, str):
-        raise _unexpected(at, "text", value)
-
-
-def _optional(check: _Check) -> _Check:
-    return lambda value, at: None if value is None else check(value, at)
-
-
-def _flag(value: object, at: str) -> None:
-    if not isinstance(value, bool):
-        raise _unexpected(at, "true or false", value)
-
-
-def _matching(pattern: re.Pattern[str], expected: str) -> _Check:
-    def check(value: object, at: str) -> None:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise _unexpected(at, expected, value)
-
-    return check
-
-
-def _one_of(*choices: str) -> _Check:
-    def check(value: object, at: str) -> None:
-        if value not in choices:
-            raise _unexpected(at, " or ".join(choices), value)
-
-    return check
-
-
-def _list(check: _Check) -> _Check:
-    def check_all(value: object, at: str) -> None:
-        if not isinstance(value, list):
-            raise _unexpected(at, "a list", value)
-        for number, item in enumerate(cast("list[object]", value)):
-            check(item, f"{at}[{number}]")
-
-    return check_all
-
-
-def _map(check: _Check, check_name: _Check | None = None) -> _Check:
-    def check_all(value: object, at: str) -> None:
-        if not isinstance(value, dict):
-            raise _unexpected(at, "an object", value)
-        for name, item in cast("dict[str, object]", value).items():
-            if check_name is not None:
-                check_name(name, at)
-            check(item, f"{at}.{excerpt_of(name)}")
-
-    return check_all
-
-
-def _object(
-    required: Mapping[str, _Check],
-    optional: Mapping[str, _Check] | None = None,
-) -> _Check:
-    """Return the check of an object with known keys; others may stand beside them."""
-
-    def check(value: object, at: str) -> None:
-        if not isinstance(value, dict):
-            raise _unexpected(at, "an object", value)
-        found = cast("dict[str, object]", value)
-        for name, each in required.items():
-            if name not in found:
-                raise _Unexpected(f"{at}.{name}: missing".lstrip("."))
-            each(found[name], f"{at}.{name}".lstrip("."))
-        for name, each in (optional or {}).items():
-            if name in found:
-                each(found[name], f"{at}.{name}".lstrip("."))
-
-    return check
-
-
-def _file_name(value: object, at: str) -> None:
-    if not is_file_name(str(value)):
-        raise _unexpected(at, "the name of a file inside the set", value)
-
-
-def _split_name(value: object, at: str) -> None:
-    if not is_split_name(str(value)):
-        raise _unexpected(at, "the name of a split", value)
-
-
-_count = _integer(0)
-_sha256 = _matching(_SHA256, "64 hexadecimal digits")
-_counts_by_name = _map(_count)
-
-
-def _file(*, needs_sha256: bool) -> _Check:
-    digest = {"sha256": _sha256}
-    if needs_sha256:
-        return _object({"bytes": _count, **digest})
-    return _object({"bytes": _count}, digest)
-
-
-_SEAL: Final = _object(
-    {
-        "format": _integer(1),
-        "key": _sha256,
-        "input": _list(_object({"name": _text, "sha256": _text})),
-        "tokenizer": _object(
-            {
-                "files": _map(_text),
-                "class": _text,
-                "vocabulary_size": _integer(1, 2**31),
-                "backend_sha256": _sha256,
-            }
-        ),
-        "chat_template": _optional(_text),
-        "server": _object({"name": _text, "version": _text}),
-        "settings": _object(
-            {
-                "columns": _one_of("full", "train"),
-                "max_len": _integer(2, 2**31),
-                "overlong": _text,
-                "server": _text,
-            }
-        ),
-        "versions": _map(_text),
-        "templates": _map(_text),
-    }
-)
-_COUNTS: Final = _object(
-    {
-        **dict.fromkeys(("lines", "points", "rows", "rejects", "faults", "blank_lines"), _count),
-        **dict.fromkeys(("rows_as_served", "rows_shortened", "dropped_messages"), _count),
-        "rows_by_split": _map(_count, _split_name),
-        "by_code": _counts_by_name,
-        "by_flag": _counts_by_name,
-        "tokens": _object(
-            dict.fromkeys(("total", "context", "continuation", "dropped"), _count),
-        ),
-    }
-)
-_CONFIG: Final = _object(
-    {
-        "input": _list(_text),
-        "tokenizer": _text,
-        "output": _text,
-        "columns": _one_of("full", "train"),
+_WORDS: Final[Mapping[Any, str]] = {str: "text", str | None: "text", bool: "true or false"}
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_COUNT: Final = range(2**63)
+_COLUMNS: Final = frozenset({"full", "train"})
+_SEAL: Final = {
+    "format": _COUNT,
+    "key": _SHA256,
+    "input": [{"name": str, "sha256": str}],
+    "tokenizer": {
+        "files": _MapOf(str),
+        "class": str,
+        "vocabulary_size": range(1, 2**31 + 1),
+        "backend_sha256": _SHA256,
     },
-    {
-        "report": _flag,
-        "chat_template": _optional(_text),
-        "license": _optional(_text),
-        "pretty_name": _optional(_text),
-        "language": _list(_text),
+    "chat_template": str | None,
+    "server": {"name": str, "version": str},
+    "settings": {
+        "columns": _COLUMNS,
+        "max_len": range(2, 2**31 + 1),
+        "overlong": str,
+        "server": str,
     },
-)
-_MANIFEST: Final = _object(
-    {
-        "digest": _sha256,
-        "seal": _SEAL,
-        "counts": _COUNTS,
-        "config": _CONFIG,
-    },
-    {
-        "sha256": _text,
-        "formats": _map(_text),
-        "left_out": _object({"columns": _list(_text), "files": _list(_text)}),
-    },
-)
+    "versions": _MapOf(str),
+    "templates": _MapOf(str),
+}
+_COUNTS: Final = {
+    **dict.fromkeys(("lines", "points", "rows", "rejects", "faults", "blank_lines"), _COUNT),
+    **dict.fromkeys(("rows_as_served", "rows_shortened", "dropped_messages"), _COUNT),
+    "rows_by_split": _MapOf(_COUNT, "the name of a split", is_split_name),
+    "by_code": _MapOf(_COUNT),
+    "by_flag": _MapOf(_COUNT),
+    "tokens": dict.fromkeys(("total", "context", "continuation", "dropped"), _COUNT),
+}
+_CONFIG: Final = {
+    "input": [str],
+    "tokenizer": str,
+    "output": str,
+    "columns": _COLUMNS,
+    "report?": bool,
+    "chat_template?": str | None,
+    "license?": str | None,
+    "pretty_name?": str | None,
+    "language?": [str],
+}
+_MANIFEST: Final = {
+    "digest": _SHA256,
+    "seal": _SEAL,
+    "counts": _COUNTS,
+    "config": _CONFIG,
+    "files": _MapOf(
+        {"bytes": _COUNT, "sha256": _SHA256}, "the name of a file inside the set", is_file_name
+    ),
+    "sha256?": str,
+    "formats?": _MapOf(str),
+    "left_out?": {"columns": [str], "files": [str]},
+}

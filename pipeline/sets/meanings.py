@@ -62,6 +62,7 @@ FLAG_MEANINGS: Final = {
     "sampled_ids": "Uses ids that the server returned, not ids encoded from text.",
     "opening_added": "Got the opening that the template writes before a plain answer.",
     "message_dropped": "Has a context message with text that the prompt does not show.",
+    "call_ids_renamed": "Has tool calls whose ids were replaced by ones that the template takes.",
     "call_not_read_back": "Has a tool call that the server's own parser would not give back as it is.",
     "prompt_ids_differ": "Has context ids that are not those of its messages rendered; the ids were kept.",
 }

@@ -8,7 +8,6 @@ wrote, or in which somebody mends the lines, is neither replaced nor removed: th
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -16,6 +15,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from pipeline.rows.seal import hash_file_bytes
 
 NOTE = "rejects-file.json"
 """File in the work folder of a target: the name of the rejects beside it, and their sha256."""
@@ -34,7 +35,11 @@ class RejectsFile:
         try:
             note: dict[str, Any] = json.loads(self._note.read_bytes())
             path = self.path.with_name(Path(note["name"]).name)
-            if path.is_symlink() or not path.is_file() or _hash_file(path) not in note["sha256"]:
+            if (
+                path.is_symlink()
+                or not path.is_file()
+                or hash_file_bytes(path) not in note["sha256"]
+            ):
                 return None
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -47,9 +52,9 @@ class RejectsFile:
         partial = self._work / ".rejects.jsonl"
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(lines)
-        sha256 = _hash_file(partial)
+        sha256 = hash_file_bytes(partial)
         # Until the exchange is done either may stand there.
-        self._write_note(path, [sha256, *([_hash_file(earlier)] if earlier else [])])
+        self._write_note(path, [sha256, *([hash_file_bytes(earlier)] if earlier else [])])
         try:
             partial.replace(path)
         except OSError as error:
@@ -78,8 +83,3 @@ class RejectsFile:
         partial = self._work / f".{NOTE}"
         partial.write_text(json.dumps({"name": path.name, "sha256": sha256}), encoding="utf-8")
         partial.replace(self._note)
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

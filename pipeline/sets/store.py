@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from pipeline.errors import StoreFailed, UsageError
-from pipeline.sets.place import MANIFEST, Target
+from pipeline.sets.manifest import MANIFEST, lies_inside, write_manifest
+from pipeline.sets.place import Target
 from pipeline.sets.store_names import (
     Upload,
     is_upload,
@@ -119,16 +120,15 @@ class SetStore:
         there, tag = self.list_files(), tag_of(manifest)
         for name in manifest["files"]:
             path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()):
+            if not lies_inside(folder, path):
                 raise UsageError(f"{self.address}: its manifest names a file outside of the set")
             path.parent.mkdir(parents=True, exist_ok=True)
             named = name_object(name, tag)
             # A folder that somebody copied to the store has the names of a folder.
             found = named if named in there else name
             with self._failures(passes=FileNotFoundError):
-                self._receive(found, path)
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        (folder / MANIFEST).write_text(text, encoding="utf-8")
+                self._files.get_file(f"{self._root}/{found}", str(path))
+        (folder / MANIFEST).write_bytes(write_manifest(manifest))
 
     def is_whole(self, manifest: Mapping[str, Any]) -> bool:
         """Say whether every object of a set is there, of the right size."""
@@ -156,9 +156,6 @@ class SetStore:
 
     def _read(self, name: str) -> bytes:
         return self._files.cat_file(f"{self._root}/{name}")
-
-    def _receive(self, name: str, path: Path) -> None:
-        self._files.get_file(f"{self._root}/{name}", str(path))
 
     def _send(self, path: Path, name: str) -> None:
         self._files.put_file(str(path), f"{self._root}/{name}")

@@ -71,9 +71,9 @@ class _SharedPool:
     @contextmanager
     def watch(self) -> Generator[None]:
         """Note whether the call inside starts the pool."""
-        before = _count_threads()
+        before = count_threads()
         yield
-        self.is_started |= before is None or before != _count_threads()
+        self.is_started |= before is None or before != count_threads()
 
 
 _pool = _SharedPool()
@@ -190,7 +190,7 @@ def use_one_thread() -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"
 
 
-def _count_threads() -> int | None:
+def count_threads() -> int | None:
     """Return how many threads this process has, or None where the system does not say."""
     try:
         return len([*Path("/proc/self/task").iterdir()])

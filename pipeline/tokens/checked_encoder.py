@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.tokens.backends import (
     stock_version,
 )
 from pipeline.tokens.ids import EncodedBatch, join_batches
-from pipeline.tokens.pieces import SHORTEST, PieceEncoder, find_cut_tokens
+from pipeline.tokens.pieces import SHORTEST, STOCK_ROOM, PieceEncoder, find_cut_tokens
 from pipeline.tokens.probes import make_probes
 
 EncoderChoice = Literal["auto", "tokenizers", "fastokens"]
@@ -52,7 +53,8 @@ class CheckedEncoder:
 
     def __init__(self, backend: Tokenizer, choice: EncoderChoice) -> None:
         self._stock = StockEncoder(backend)
-        self._stock_pieces: PieceEncoder | None = None
+        # With fastokens, and with `tokenizers`, which encodes until the other is built.
+        self._pieces: dict[bool, PieceEncoder] = {}
         self._backend = backend
         self._is_forced = choice == "fastokens"
         self._build = None if choice == "tokenizers" else FastEncoderBuild(backend)
@@ -84,15 +86,24 @@ class CheckedEncoder:
         """Return the ids of each text, from `tokenizers` while fastokens is still being built."""
         build = self._build
         fast = self._fast if build and not build.is_done else self._finish_build()
-        if fast is not None:
-            return self._encode_fast(fast, texts, add_special_tokens)
         if add_special_tokens or max(map(len, texts), default=0) < SHORTEST:
+            return self._encode_whole(fast, texts, add_special_tokens)
+        pieces = self._pieces.get(fast is None)
+        if pieces is None:
+            # fastokens encodes a piece as fast as one is looked up, so none is kept for it.
+            pieces = self._pieces[fast is None] = PieceEncoder(
+                find_cut_tokens(self._backend),
+                partial(self._encode_whole, fast),
+                STOCK_ROOM if fast is None else 0,
+            )
+        return pieces.encode(texts)
+
+    def _encode_whole(
+        self, fast: FastEncoder | None, texts: Sequence[str], add_special_tokens: bool = False
+    ) -> EncodedBatch:
+        if fast is None:
             return self._stock.encode(texts, add_special_tokens=add_special_tokens)
-        if self._stock_pieces is None:
-            # Not in front of fastokens, which encodes a text as fast as it is cut.
-            cut_tokens = find_cut_tokens(self._backend)
-            self._stock_pieces = PieceEncoder(cut_tokens, self._stock.encode)
-        return self._stock_pieces.encode(texts)
+        return self._encode_fast(fast, texts, add_special_tokens)
 
     def settle(self, texts: Iterable[str]) -> None:
         """Compare the first texts of a job, up to 200, under both encoders."""

@@ -198,6 +198,10 @@ class TextEncoder:
         """Return the id of the added token ``text``, or None where it is ordinary text."""
         return self.added_tokens.get(text)
 
+    def has_token(self, text: str) -> bool:
+        """Say whether ``text`` is a token of the vocabulary, an added one or not."""
+        return self._backend.token_to_id(text) is not None
+
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> EncodedBatch:
         """Return the ids of each text.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -50,16 +50,6 @@ def join_rows(rows: Sequence[Ids]) -> EncodedBatch:
     """Return the batch of rows that are arrays of ids."""
     flat = np.concatenate(rows) if rows else np.empty(0, np.int32)
     return EncodedBatch(flat, _offsets_of(rows))
-
-
-def join_parts(rows: Iterable[Sequence[Ids]]) -> EncodedBatch:
-    """Return the batch of rows that are each a sequence of parts."""
-    parts: list[Ids] = [np.empty(0, np.int32)]
-    lengths: list[int] = [0]
-    for row in rows:
-        parts += row
-        lengths.append(sum(map(len, row)))
-    return EncodedBatch(np.concatenate(parts), np.cumsum(lengths, dtype=np.int64))
 
 
 def join_batches(first: EncodedBatch, second: EncodedBatch) -> EncodedBatch:
@@ -138,7 +128,7 @@ def _bytes_of(tokens: list[str]) -> tuple[bytes, NDArray[np.int64]]:
     with a space in it: that is how `tokenizers` decodes it (ByteLevel, 0.23).
     """
     letters = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32)
-    byte_of_letter = _byte_of_letter()
+    byte_of_letter = number_letters()
     found = byte_of_letter[np.minimum(letters, len(byte_of_letter) - 1)]
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
     ends = np.cumsum(lengths)
@@ -150,7 +140,7 @@ def _bytes_of(tokens: list[str]) -> tuple[bytes, NDArray[np.int64]]:
     return b"".join([*parts, data[done:]]), np.cumsum(lengths)
 
 
-def _byte_of_letter() -> NDArray[np.int16]:
+def number_letters() -> NDArray[np.int16]:
     """Return the byte that the letter of each code point stands for, or -1.
 
     Byte-level BPE (GPT-2) writes a printable byte of Latin-1 as itself and numbers the others, in

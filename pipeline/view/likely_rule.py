@@ -39,6 +39,8 @@ _OTHER_SETTINGS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ),
     ("server: vllm", {"server": "vllm", "server_options": {}}),
     ("server: sglang", {"server": "sglang", "server_options": {}}),
+    ("server: transformers", {"server": "transformers", "server_options": {}}),
+    ("server: mlx", {"server": "mlx", "server_options": {}}),
     ("server: plain", {"server": "plain", "server_options": {}}),
     ("raw_context: completions", {"raw_context": "completions"}),
     ("raw_context: chat", {"raw_context": "chat"}),

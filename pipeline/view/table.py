@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.answer.traits import Trait
 from pipeline.view.console import SafeConsole
-from pipeline.view.tokenizer import TokenizerCheck
 
 
-def print_check(checked: TokenizerCheck) -> None:
+def print_facts(title: str, traits: Iterable[Trait]) -> None:
     """Print the facts of `context-frozen check`: name, value, meaning, and below it what was seen."""
-    title = Text(f"{checked.tokenizer} under {checked.server}")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 2, 0, 0))
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE, padding=(0, 2, 0, 0))
     table.add_column("fact", no_wrap=True)
     table.add_column("value", overflow="fold", max_width=17)
     table.add_column("what it means for training", overflow="fold")
-    for trait in checked.traits:
+    for trait in traits:
         # Text, not str: what a template writes must not be read as markup.
         told = Text(trait.meaning)
         if trait.evidence:

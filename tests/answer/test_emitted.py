@@ -77,7 +77,7 @@ def test_a_text_without_marks_takes_no_other_rules_than_one_with(
 
     quick = outcome()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(emitted, "_is_plain", lambda *given: False)
+        patched.setattr(emitted, "is_plain", lambda *given: False)
         assert quick == outcome()
 
 

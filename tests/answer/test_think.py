@@ -68,7 +68,7 @@ def test_the_end_alone_says_what_the_whole_prompt_says(prompt: str, later: re.Pa
     states: list[ThinkState] = []
     for tail in (8, 64, 10**6):
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(think, "_TAIL", tail)
+            patched.setattr(think, "TAIL", tail)
             states.append(read_think_state(prompt, PAIR, later))
     assert states[0] == states[1] == states[2]
 

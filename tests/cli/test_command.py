@@ -476,9 +476,19 @@ def test_places_have_names(capsys: pytest.CaptureFixture[str]) -> None:
         (["--report=maybe"], "--report: found the value maybe; expected none"),
         (["--max_len", "abc"], "--max_len: found abc; expected a whole number"),
         (["--max_len", "1"], "max_len: found 1; expected at least 2 tokens"),
-        (["--server", "tgi"], "--server: found tgi; expected 'vllm' or 'sglang' or 'plain'"),
+        (
+            ["--server", "tgi"],
+            "--server: found tgi; expected 'vllm' or 'sglang' or 'transformers' or 'mlx' or 'plain'",
+        ),
         (["--server_options", "[1]"], "--server_options: found [1]; expected one JSON object"),
-        (["stray"], "prepare: unrecognized arguments: stray"),
+        (
+            ["rows.jsonl"],
+            "rows.jsonl without a flag; expected a flag before it, perhaps --input rows.jsonl",
+        ),
+        (
+            ["job.yaml"],
+            "job.yaml without a flag; expected a flag before it, perhaps --config job.yaml",
+        ),
     ],
     ids=str,
 )

@@ -89,6 +89,7 @@ def refuse(message: Message) -> Rejected:
         ({"role": "system", "text": ["You see."]}, "text"),
         ({"role": "assistant", "answer": "The red one."}, "answer"),
         ({"role": "assistant", "tool_calls": [], "blocks": [{"t": "Red."}]}, "blocks"),
+        ({"role": "user", "content": [], "parts": [{"text": "Which ball?"}]}, "parts"),
     ],
 )
 def test_a_message_that_says_it_under_another_key_is_refused(message: Message, key: str) -> None:
@@ -104,6 +105,7 @@ def test_a_message_that_says_it_under_another_key_is_refused(message: Message, k
     [
         USER,
         {"role": "user", "content": ""},
+        {"role": "user", "content": []},
         {"role": "user", "content": "Which ball?", "parts": [{"text": "Which ball?"}], "id": "1"},
         {"role": "assistant", "content": None, "tool_calls": [CALL], "timestamp": "today"},
         {"role": "assistant", "reasoning_content": "Hm.", "model": "m"},

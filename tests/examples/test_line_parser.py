@@ -30,7 +30,7 @@ TALKS = st.lists(ITEMS, max_size=4)
 @pytest.fixture(autouse=True)
 def short_lines_too() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(line_parser, "_SHORT", 0)
+        patched.setattr(line_parser, "SHORT", 0)
         yield
 
 

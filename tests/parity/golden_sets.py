@@ -16,6 +16,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.prompt.chat_template import ChatTemplates, resolve_templates
+from pipeline.prompt.mlx import MlxDialect
 from pipeline.prompt.request import Dialect
 from pipeline.prompt.sglang import SglangDialect
 from pipeline.prompt.vllm import VllmDialect
@@ -24,7 +25,7 @@ from tests.parity import suite
 from tests.parity.comparison import Comparison
 
 _SETS = {"vllm": "parity/golden_{}.jsonl.gz", "sglang": "parity/sglang/{}.jsonl.gz"}
-_OWN = {"vllm": suite.GOLDEN, "sglang": suite.SGLANG_GOLDEN}
+_OWN = {"vllm": suite.GOLDEN, "sglang": suite.SGLANG_GOLDEN, "mlx": suite.MLX_GOLDEN}
 # On whose ids the goldens of templates were made.
 _TOKENIZER_OF_TEMPLATES = {"vllm": "llama-3.1", "sglang": "qwen2.5"}
 
@@ -68,6 +69,8 @@ def load_dialect(server: str, item: Mapping[str, Any]) -> Dialect:
     effort = item.get("reasoning_effort")
     if server == "sglang":
         return SglangDialect(reasoning_effort=effort)
+    if server == "mlx":
+        return MlxDialect(knows_thinking=True)
     return VllmDialect(reasoning_effort=effort)
 
 

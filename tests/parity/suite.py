@@ -4,7 +4,7 @@
 (``text``, the decoding of the ids), the number of its ids and their sha256, or ``error``.
 ``harmony_golden.jsonl`` holds the same for gpt-oss, where no template is asked. SGLang has no render
 server: ``sglang_golden.jsonl`` holds what the request code of its wheel made of the same requests on
-a CPU, with the packages of kernels stubbed.
+a CPU, with the packages of kernels stubbed; ``mlx_golden.jsonl`` what the functions of mlx-lm's made.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ TEMPLATES = HERE / "templates"
 GOLDEN = HERE / "golden.jsonl"
 HARMONY_GOLDEN = HERE / "harmony_golden.jsonl"
 SGLANG_GOLDEN = HERE / "sglang_golden.jsonl"
+MLX_GOLDEN = HERE / "mlx_golden.jsonl"
 SGLANG_CONVERSATIONS = HERE / "sglang_conversations.jsonl"
 """Requests about rules that SGLang alone has; it was asked the others too."""
 VLLM_VERSIONS = HERE / "vllm_versions.jsonl"

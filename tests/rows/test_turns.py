@@ -130,7 +130,7 @@ def test_no_cut_begins_with_a_result_or_leaves_one_without_its_call(roles: str) 
 def test_as_much_stays_as_fits(roles: str, room: int) -> None:
     messages, encoder = talk(roles), Encoder()
     cuts = find_cuts(messages)
-    kept = drop_turns(messages, room, encoder)
+    kept = drop_turns(messages, room, encoder, len(encode(messages)))
     if not cuts:
         assert kept is None
         return
@@ -140,27 +140,42 @@ def test_as_much_stays_as_fits(roles: str, room: int) -> None:
     assert list(kept.messages) == expected
     assert kept.ids.tolist() == encode(expected).tolist()
     assert kept.dropped_messages == len(messages) - len(expected) > 0
-    assert len(encoder.asked) <= len(cuts).bit_length()
+    assert len(encoder.asked) <= len(cuts).bit_length() + 4
+
+
+@given(st.integers(300, 5_000), st.integers(0, 2**32))
+def test_only_contexts_about_as_long_as_the_room_are_tried(room: int, seed: int) -> None:
+    sizes = np.random.default_rng(seed).integers(1, 40, 400)
+    turns = zip(talk("ua" * 200), sizes, strict=True)
+    messages: list[Message] = [{**each, "content": "x" * size} for each, size in turns]
+    encoder, whole_len = Encoder(), len(encode(messages))
+    kept = drop_turns(messages, room, encoder, whole_len)
+    choices = [keep_from(messages, cut) for cut in find_cuts(messages)]
+    assert kept is not None
+    assert list(kept.messages) == next(each for each in choices if len(encode(each)) <= room)
+    most = 2 * max(len(kept.messages), 20)
+    assert max(map(len, encoder.asked)) <= most
+    assert len(encoder.asked) <= 8
 
 
 def test_a_context_without_a_turn_to_drop_has_none() -> None:
-    assert drop_turns(talk("su"), 3, encode) is None
+    assert drop_turns(talk("su"), 3, encode, 9) is None
 
 
 def test_a_cut_that_the_server_refuses_counts_as_too_long() -> None:
     encoder = Encoder(refuse="suaua")
-    kept = drop_turns(talk("suauauau"), 10_000, encoder)
+    kept = drop_turns(talk("suauauau"), 10_000, encoder, 20_000)
     assert kept is not None
     assert spell(kept.messages) == "suau"
 
 
 def test_a_server_that_refuses_every_cut_leaves_the_whole() -> None:
-    assert drop_turns(talk("auauau"), 10_000, Encoder(refuse="u")) is None
+    assert drop_turns(talk("auauau"), 10_000, Encoder(refuse="u"), 20_000) is None
 
 
 def test_what_is_kept_says_which_messages_it_has() -> None:
     messages = talk("suau")
-    kept = drop_turns(messages, 1, encode)
+    kept = drop_turns(messages, 1, encode, len(encode(messages)))
     assert isinstance(kept, KeptTurns)
     assert kept.messages == (messages[0], messages[3])
     assert kept.dropped_messages == 2

@@ -23,6 +23,7 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import DataRefused, HubFailed, UsageError
 from pipeline.job.clean import find_leftovers
 from pipeline.job.prepare import Prepared, prepare
+from pipeline.sets import folder
 from pipeline.sets.damage import hash_manifest
 from pipeline.sets.hub.pull import PullChoice, Pulled, pull_set
 from pipeline.sets.hub.push import push_set
@@ -126,7 +127,7 @@ def test_a_pulled_set_is_the_pushed_one(
 def test_rows_of_many_files_keep_their_order(
     hub: Hub, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datasets.config.MAX_SHARD_SIZE", "2KB")
+    monkeypatch.setattr(folder, "FILE_BYTES", 500)
     push_set(str(made), REPO, PushChoice())
     files = [name for name in hub.repos[REPO].files if name.startswith("data/train-")]
     assert len(files) > 2

@@ -1,10 +1,15 @@
-"""Push: what goes to the Hub and what stays, what is refused, and a push that is stopped goes on."""
+"""Push: what goes to the Hub and what stays, what is refused, and one commit that is all or nothing."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +24,11 @@ from pipeline.cli.command import main
 from pipeline.config import PrepareConfig
 from pipeline.errors import ContextFrozenError, DataRefused, HubFailed, UsageError
 from pipeline.job.prepare import prepare
+from pipeline.sets import folder
 from pipeline.sets.card import TAG
 from pipeline.sets.hub.pull import PullChoice, pull_set
 from pipeline.sets.hub.push import Pushed, push_set
 from pipeline.sets.hub.push_rules import PushChoice
-from pipeline.sets.hub.remote_set import UNFINISHED
 from tests.conftest import ROOT, write_lines
 from tests.hub_server import TOKEN, Fault, Hub, Repo, hub_of_this_process
 
@@ -115,15 +120,11 @@ def test_a_push_makes_a_private_repository_with_all_of_the_set(hub: Hub, made: P
     assert load() == rows_of(made)
 
 
-def test_the_card_comes_first_and_the_manifest_last(hub: Hub, made: Path) -> None:
+def test_a_push_is_one_commit(hub: Hub, made: Path, other: Path) -> None:
     push(made)
-    first, rows, last = list(hub.repos[REPO].commits.values())[1:]
-    assert set(first) == {".gitattributes", "README.md", UNFINISHED}
-    assert set(rows) - set(first) == {
-        f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation")
-    }
-    assert "manifest.json" in last
-    assert UNFINISHED not in last
+    assert len(hub.repos[REPO].commits) == 2
+    push(other, overwrite=True)
+    assert len(hub.repos[REPO].commits) == 3
 
 
 def test_the_manifest_there_says_what_the_one_here_says(hub: Hub, made: Path) -> None:
@@ -225,13 +226,11 @@ def test_a_public_repository_gets_nothing_unless_that_is_meant(hub: Hub, made: P
     assert set(hub.repos[REPO].files) == {".gitattributes"}
 
 
-def test_a_repository_that_another_made_meanwhile_is_looked_at_too(
-    hub: Hub, made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def create(*_: Any, **__: Any) -> None:
+def test_a_repository_that_another_made_meanwhile_is_looked_at_too(hub: Hub, made: Path) -> None:
+    def create() -> None:
         hub.repos[REPO] = Repo(private=False)
 
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create)
+    hub.faults.append(Fault(r"POST /api/repos/create", meanwhile=create))
     with pytest.raises(UsageError, match="the repository is public"):
         push(made)
     assert set(hub.repos[REPO].files) == {".gitattributes"}
@@ -471,68 +470,119 @@ def test_a_branch_is_made_also_where_the_main_one_has_the_set(hub: Hub, made: Pa
     assert hub.repos[REPO].branches["trial"] == hub.repos[REPO].branches["main"]
 
 
-def test_a_pull_request_goes_on_where_it_is_and_is_not_made_up(hub: Hub, made: Path) -> None:
+def test_a_branch_begins_where_it_was_looked_at(hub: Hub, made: Path) -> None:
+    repo = hub.repos[REPO] = Repo(private=True)
+    before = repo.branches["main"]
+
+    def add_words() -> None:
+        repo.commit("main", {**repo.files, "LICENSE": b"x"})
+
+    hub.faults.append(Fault(rf"POST /api/datasets/{REPO}/branch", meanwhile=add_words))
+    push(made, revision="trial")
+    trial = repo.commits[repo.branches["trial"]]
+    assert "manifest.json" in trial
+    assert "LICENSE" not in trial
+    assert repo.branches["main"] != before
+
+
+def test_a_pull_request_is_pushed_to_again_and_is_not_made_up(
+    hub: Hub, made: Path, other: Path
+) -> None:
     hub.repos[REPO] = Repo(private=True)
     with pytest.raises(HubFailed, match="answered 404"):
         push(made, revision="refs/pr/1")
-    hub.faults.append(Fault(COMMIT, 500, times=1, after=1))
-    with pytest.raises(HubFailed):
-        push(made, create_pr=True)
-    assert push(made, revision="refs/pr/1").revision == "refs/pr/1"
+    push(made, create_pr=True)
+    assert push(made, revision="refs/pr/1").was_there
+    assert push(other, revision="refs/pr/1", overwrite=True).revision == "refs/pr/1"
     assert set(hub.repos[REPO].branches) == {"main", "refs/pr/1"}
 
 
 # ---- faults
 
 
-def undisturbed(made: Path, tmp_path: Path) -> dict[str, bytes]:
-    with hub_of_this_process(tmp_path / "another cache") as another:
-        push(made)
-        return dict(another.repos[REPO].files)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(UPLOAD, 500, times=99, after=1),
-        Fault(COMMIT, 503, times=99),
-        Fault(COMMIT, 500, times=99, after=1),
-        Fault(COMMIT, 0, times=99, after=2),
-        Fault(r"GET /api/datasets/team/rows/tree/main/data", 502, times=99),
-    ],
-    ids=["second upload", "first commit", "rows", "last commit", "list of files"],
-)
-def test_a_push_that_was_stopped_is_ended_by_the_next_one(
-    hub: Hub, made: Path, tmp_path: Path, fault: Fault
+def test_a_push_that_stops_at_any_request_leaves_what_was_there(
+    hub: Hub, made: Path, other: Path
 ) -> None:
-    hub.faults.append(fault)
-    with pytest.raises(HubFailed, match="run the same command again"):
-        push(made)
-    if "manifest.json" not in hub.repos[REPO].files and UNFINISHED in hub.repos[REPO].files:
-        with pytest.raises(UsageError, match="was begun and not ended; push it again"):
-            pull_set(REPO, str(tmp_path / "set"), PullChoice())
+    push(made)
+    before = dict(hub.repos[REPO].branches)
+    asked = len(hub.requests)
+    for after in range(asked):
+        # A status that the client does not try again.
+        hub.faults[:] = [Fault(r"", 418, times=99, after=after)]
+        with pytest.raises(HubFailed):
+            push(other, overwrite=True)
+        assert hub.repos[REPO].branches == before
+        if hub.count(COMMIT) == 2:
+            break
+    else:
+        pytest.fail("no push came as far as its commit")
     hub.faults.clear()
-    sent = set(hub.blobs)
     hub.requests.clear()
-    assert not push(made).was_there
-    assert hub.count(UPLOAD) == 2 - len(sent)
-    expected, found = undisturbed(made, tmp_path), dict(hub.repos[REPO].files)
-    cards = [DatasetCard(files.pop("README.md").decode()) for files in (expected, found)]
-    assert found == expected
-    # The order of the keys in the YAML may differ.
-    assert cards[0].data.to_dict() == cards[1].data.to_dict()
-    assert cards[0].text == cards[1].text
-
-
-def test_a_begun_push_of_another_set_is_not_taken_over(hub: Hub, made: Path, other: Path) -> None:
-    hub.faults.append(Fault(COMMIT, 500, times=99, after=1))
-    with pytest.raises(HubFailed):
-        push(made)
-    hub.faults.clear()
-    with pytest.raises(UsageError, match="a push of another set to config default was begun"):
-        push(other)
     push(other, overwrite=True)
     assert load() == rows_of(other)
+    # What the stopped ones had sent is not sent again.
+    assert hub.count(UPLOAD) == 0
+
+
+def test_a_push_that_is_killed_leaves_what_was_there(hub: Hub, made: Path, other: Path) -> None:
+    push(made)
+    before = dict(hub.repos[REPO].branches)
+    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "pipeline.cli.command", "push", str(other), REPO]
+    process = subprocess.Popen(
+        [*command, "--overwrite"], env={**os.environ, **settings}, cwd=ROOT, stderr=subprocess.PIPE
+    )
+    hub.faults.append(Fault(UPLOAD, after=1, meanwhile=process.kill))
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert hub.repos[REPO].branches == before
+    push(other, overwrite=True)
+    assert load() == rows_of(other)
+
+
+@pytest.mark.parametrize("place", [UPLOAD, COMMIT])
+def test_what_another_pushed_meanwhile_is_not_overwritten(
+    hub: Hub, made: Path, other: Path, place: str
+) -> None:
+    push(made)
+    repo = hub.repos[REPO]
+
+    def add_words() -> None:
+        repo.commit("main", {**repo.files, "LICENSE": b"x"})
+
+    hub.faults.append(Fault(place, meanwhile=add_words))
+    with pytest.raises(HubFailed, match=r"the repository changed meanwhile; run the same command"):
+        push(other, overwrite=True)
+    assert repo.files["LICENSE"] == b"x"
+    assert load() == rows_of(made)
+    push(other, overwrite=True)
+    assert repo.files["LICENSE"] == b"x"
+    assert load() == rows_of(other)
+
+
+def test_a_set_goes_there_whole_whatever_the_repository_ignores(hub: Hub, made: Path) -> None:
+    hub.repos[REPO] = foreign_repo(**{".gitignore": "data/\nmanifest.json\n"})
+    push(made)
+    assert load() == rows_of(made)
+    assert "manifest.json" in hub.repos[REPO].files
+
+
+def test_one_file_of_rows_at_a_time_lies_on_the_disk(
+    hub: Hub, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "FILE_BYTES", 500)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lying: list[int] = []
+
+    def look() -> None:
+        lying.append(len(list(tmp_path.glob("*/*.parquet"))))
+
+    hub.faults.append(Fault(UPLOAD, times=99, meanwhile=look))
+    push(made)
+    assert len(lying) > 2
+    assert set(lying) == {1}
+    assert load() == rows_of(made)
+    assert not list(tmp_path.glob("context-frozen-push-*"))
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 0], ids=str)
@@ -638,23 +688,11 @@ def test_offline_nothing_is_tried(hub: Hub, made: Path, monkeypatch: pytest.Monk
     close_session()
 
 
-def test_rows_that_are_missing_on_the_hub_are_noticed(
-    hub: Hub, made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.sets.hub.push._push_rows", lambda *_: None)
-    with pytest.raises(HubFailed, match=r"has 0 files of train, not all|answered 404"):
-        push(made)
-    assert "manifest.json" not in hub.repos[REPO].files
-
-
 def test_an_error_of_another_origin_passes_unchanged(
-    hub: Hub, made: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pipeline.sets.hub.push._push_rows", stop)
-    with pytest.raises(OSError, match="No space left") as caught:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError) as caught:
         push(made)
     assert not isinstance(caught.value, ContextFrozenError)
 

@@ -15,7 +15,7 @@ from pipeline.errors import DataRefused, UnreadableFile, UsageError
 from pipeline.rows.seal import SEAL_FORMAT
 from pipeline.sets.damage import hash_manifest
 from pipeline.sets.load import load, open_splits, restore_config, verify
-from pipeline.sets.manifest import MANIFEST, parse_manifest, read_manifest
+from pipeline.sets.manifest import MANIFEST, read_manifest
 from pipeline.sets.seal import hash_seal
 
 Change = Callable[[dict[str, Any]], Any]
@@ -82,9 +82,12 @@ def test_a_manifest_that_none_can_be_is_refused_with_its_place(
         (b"{}", "lacks config, counts, digest, files, seal"),
     ],
 )
-def test_a_manifest_that_is_no_json_within_bounds_is_no_set(content: bytes, words: str) -> None:
+def test_a_manifest_that_is_no_json_within_bounds_is_no_set(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(UsageError, match=words):
-        parse_manifest(content, "here")
+        read_manifest(tmp_path)
 
 
 def test_a_manifest_that_is_a_pipe_or_a_link_to_outside_is_not_read(folder: Path) -> None:

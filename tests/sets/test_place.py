@@ -324,7 +324,7 @@ def test_a_worker_whose_job_ended_before_it_asked_to_be_told_ends_itself(
 
     told: list[tuple[int, ...]] = []
     told_by = types.SimpleNamespace(prctl=lambda *words: told.append(words))
-    monkeypatch.setattr(lock, "_LIBC", told_by)
+    monkeypatch.setattr(lock, "LIBC", told_by)
     monkeypatch.setattr(os, "_exit", end)
     lock.end_with_parent(os.getppid())
     assert told == [(1, signal.SIGKILL)]

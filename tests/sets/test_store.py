@@ -162,12 +162,12 @@ class _Killed(BaseException):
     """What nothing catches: the process is gone."""
 
 
-def stop_after(patched: pytest.MonkeyPatch, writes: int, error: BaseException) -> None:
-    """Let the store take so many objects, and then end with an error."""
+def stop_after(files: Any, patched: pytest.MonkeyPatch, writes: int, error: BaseException) -> None:
+    """Let the driver of the store write so many objects, and then end with an error."""
     done: list[str] = []
 
     def count(name: str) -> Callable[..., Any]:
-        function = getattr(SetStore, name)
+        function = getattr(files, name)
 
         def counted(*arguments: Any) -> Any:
             if len(done) >= writes:
@@ -177,8 +177,8 @@ def stop_after(patched: pytest.MonkeyPatch, writes: int, error: BaseException) -
 
         return counted
 
-    for name in ("_send", "_write", "_remove"):
-        patched.setattr(SetStore, name, count(name))
+    for name in ("put_file", "pipe_file", "rm_file"):
+        patched.setattr(files, name, count(name))
 
 
 # The mark, 7 objects, the manifest, 3 names for datasets, then what goes.
@@ -188,7 +188,7 @@ def test_an_upload_that_is_killed_leaves_the_old_set_or_the_new(
 ) -> None:
     old = prepare_at(ADDRESS)
     with pytest.MonkeyPatch.context() as patched:
-        stop_after(patched, writes, _Killed())
+        stop_after(files, patched, writes, _Killed())
         with pytest.raises(_Killed):
             prepare_at(ADDRESS, ROWS[:3], overwrite=True)
     assert verify(ADDRESS) == []
@@ -210,7 +210,7 @@ def test_a_first_upload_that_stops_leaves_no_half_of_a_set_and_goes_on(
     files: Any, tmp_path: Path, prepare_at: PrepareAt, writes: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        stop_after(patched, writes, ConnectionError("the connection was lost"))
+        stop_after(files, patched, writes, ConnectionError("the connection was lost"))
         words = f"{ADDRESS}: the connection was lost; check the address"
         with pytest.raises(StoreFailed, match=words):
             prepare_at(ADDRESS)
@@ -226,7 +226,7 @@ def test_an_upload_of_another_machine_is_left_alone(
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(platform, "node", lambda: "node7")
-        stop_after(patched, 4, _Killed())
+        stop_after(files, patched, 4, _Killed())
         with pytest.raises(_Killed):
             prepare_at(ADDRESS)
     files.invalidate_cache()
@@ -242,15 +242,15 @@ def test_a_set_that_is_replaced_while_it_is_fetched_is_fetched_anew(
     files: Any, tmp_path: Path, prepare_at: PrepareAt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_at(ADDRESS)
-    receive, received = SetStore._receive, list[str]()
+    get_file, received = files.get_file, list[str]()
 
-    def replaced(self: SetStore, name: str, path: Path) -> None:
+    def replaced(name: str, path: str) -> None:
         received.append(name)
         if len(received) == 3:
             prepare_at(ADDRESS, ROWS[:3], overwrite=True)
-        receive(self, name, path)
+        get_file(name, path)
 
-    monkeypatch.setattr(SetStore, "_receive", replaced)
+    monkeypatch.setattr(files, "get_file", replaced)
     assert verify(ADDRESS) == []
     assert load(ADDRESS)["train"]["id"][:] == ["e0", "e1", "e2"]
 

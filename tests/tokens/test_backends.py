@@ -127,7 +127,7 @@ def test_an_old_fastokens_with_wrong_ids_is_unfit(
 
 
 def count_threads() -> int:
-    threads = fast_encoder._count_threads()
+    threads = fast_encoder.count_threads()
     if threads is None:
         pytest.skip("this system does not say how many threads a process has")
     return threads
@@ -261,7 +261,7 @@ def test_a_pool_that_starts_is_noticed() -> None:
 def test_where_threads_cannot_be_counted_a_pool_is_taken_to_have_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fast_encoder, "_count_threads", lambda: None)
+    monkeypatch.setattr(fast_encoder, "count_threads", lambda: None)
     pool = fast_encoder._SharedPool()
     with pool.watch():
         pass

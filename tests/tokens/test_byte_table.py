@@ -53,7 +53,7 @@ def test_any_ids_decode_as_the_backend_decodes_them(name: str) -> None:
 def test_bytes_that_are_no_text_are_replaced_as_the_backend_does() -> None:
     backend, table = load("bundled")
     ids = {len_one: backend.token_to_id(len_one) for len_one in map(chr, range(0x21, 0x144))}
-    letters = token_ids._byte_of_letter()
+    letters = token_ids.number_letters()
     id_of_byte = {
         int(letters[ord(char)]): id_
         for char, id_ in ids.items()
@@ -100,7 +100,7 @@ def test_another_decoder_has_no_table() -> None:
 
 def test_a_table_that_decodes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = Tokenizer.from_file(str(ROOT / "configs" / "tokenizer" / "tokenizer.json"))
-    shifted = token_ids._byte_of_letter()
+    shifted = token_ids.number_letters()
     shifted[ord("a")] = ord("b")
-    monkeypatch.setattr(token_ids, "_byte_of_letter", lambda: shifted)
+    monkeypatch.setattr(token_ids, "number_letters", lambda: shifted)
     assert make_byte_table(backend) is None

@@ -91,7 +91,7 @@ def test_contexts_in_pieces_have_the_ids_of_whole_texts(
         expected = whole.encode(texts)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(text_pieces, "SHORTEST", 0)
-            patch.setattr(text_pieces, "_BEGINNING", 0)
+            patch.setattr(text_pieces, "BEGINNING", 0)
             assert same(pieces.encode(texts), expected)
         assert same(auto.encode(texts), expected)
 

@@ -113,11 +113,32 @@ def test_pieces_give_the_ids_of_whole_texts(first: list[str], second: list[str])
     with pytest.MonkeyPatch.context() as patch:
         # Every text is cut, however short and alone.
         patch.setattr(text_pieces, "SHORTEST", 0)
-        patch.setattr(text_pieces, "_BEGINNING", 0)
+        patch.setattr(text_pieces, "BEGINNING", 0)
         encode = Counter(backend)
         pieces = PieceEncoder(cut_tokens, encode)
         for texts in ([""], first, second, first):
             assert rows_of(pieces.encode(texts)) == rows_of(encode(texts))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.lists(PIECES, max_size=14).map("".join)), max_size=6),
+    st.sampled_from([0, 1_000_000]),
+)
+@settings(max_examples=400)
+def test_texts_that_leave_each_other_anywhere_have_the_ids_of_whole_texts(
+    steps: list[tuple[int, str]], room: int
+) -> None:
+    backend, cut_tokens = cutting()
+    texts = [""]
+    for kept, further in steps:
+        texts.append(texts[-1][:kept] + further)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_pieces, "SHORTEST", 2)
+        patch.setattr(text_pieces, "BEGINNING", 0)
+        encode = Counter(backend)
+        pieces = PieceEncoder(cut_tokens, encode, room)
+        for batch in (texts, texts[::-1]):
+            assert rows_of(pieces.encode(batch)) == rows_of(encode(batch))
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
@@ -159,6 +180,13 @@ def test_the_cost_grows_with_the_conversation_and_not_with_its_decision_points()
     again = encode.characters
     pieces.encode(prompts)
     assert encode.characters == again
+
+
+def test_a_batch_shares_its_beginnings_where_no_piece_is_kept() -> None:
+    encode = Counter(load())
+    prompts = conversation(40)
+    PieceEncoder([START], encode, room=0).encode(prompts)
+    assert encode.characters < 1.2 * len(prompts[-1])
 
 
 def test_texts_that_share_nothing_are_encoded_whole_in_one_call() -> None:
@@ -220,7 +248,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 def test_beginnings_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_pieces, "_BEGINNINGS", 10)
+    monkeypatch.setattr(text_pieces, "MOST_BEGINNINGS", 10)
     pieces = PieceEncoder([START], Counter(load()))
     for number in range(50):
         pieces.encode([f"{number} " + "x" * 2_000])

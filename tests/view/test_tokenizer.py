@@ -14,7 +14,7 @@ from pipeline.answer.traits import Trait
 from pipeline.cli.command import main
 from pipeline.config import PrepareConfig
 from pipeline.errors import EXCERPT_LIMIT
-from pipeline.view.table import print_check
+from pipeline.view.table import print_facts
 from pipeline.view.tokenizer import TokenizerCheck, check_tokenizer_and_template
 from tests.conftest import SHARED
 
@@ -122,7 +122,7 @@ def test_what_a_template_writes_is_no_markup_and_moves_no_cursor(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     trait = Trait("content", "text", "[red]shown[/red]", "Meaning [bold].")
-    print_check(TokenizerCheck("a[/]b", "plain", (trait,)))
+    print_facts("a[/]b under plain", (trait,))
     printed = capsys.readouterr().out
     assert "seen: [red]shown[/red]" in printed
     assert "a[/]b under plain" in printed

@@ -57,7 +57,7 @@ def make_old_set(config: PrepareConfig, format_: int) -> PrepareConfig:
     """Make a set with the worse continuations among the others, as before seal format 2."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seal_module, "SEAL_FORMAT", format_)
-        patch.setattr(LineMapper, "_name_splits", lambda self, drafts: ["train"] * len(drafts))
+        patch.setattr(LineMapper, "name_splits", lambda self, drafts: ["train"] * len(drafts))
         prepare(config)
     return config
 

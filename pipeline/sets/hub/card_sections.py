@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+import datasets
 import yaml
+from datasets.info import DatasetInfosDict
 
 from pipeline.errors import UsageError, excerpt_of
 
@@ -67,6 +69,27 @@ def merge_card(existing: str | None, card: DatasetCard, config_name: str, digest
     return f"---\n{DatasetCardData(**merged).to_yaml()}\n---\n{body}"
 
 
+def describe_rows(
+    config_name: str, splits: Mapping[str, datasets.Dataset], download_size: int
+) -> dict[str, Any]:
+    """Return the ``dataset_info`` of a card, as `push_to_hub` writes it: columns, splits, bytes."""
+    from huggingface_hub import DatasetCardData
+
+    sizes: dict[str, int] = {name: cast("Any", rows).data.nbytes for name, rows in splits.items()}
+    info = datasets.DatasetInfo(
+        features=next(iter(splits.values())).features,
+        splits={  # type: ignore[arg-type]
+            name: {"name": name, "num_bytes": sizes[name], "num_examples": len(rows)}
+            for name, rows in splits.items()
+        },
+        download_size=download_size,
+        dataset_size=sum(sizes.values()),
+    )
+    data = DatasetCardData()
+    DatasetInfosDict({config_name: info}).to_dataset_card_data(data)
+    return data.to_dict()["dataset_info"]
+
+
 def holds_sections(existing: str | None) -> bool:
     """Return True where a README has a section of ours."""
     return next(_find_sections(existing or ""), None) is not None
@@ -111,9 +134,9 @@ def _merge_data(
         entries = [each for each in _as_list(old.get(name)) if isinstance(each, dict)]
         kept = [each for each in entries if _name_of(each) != config_name]
         merged.pop(name, None)
-        if kept:
-            # `datasets` leaves the name `default` out of a single entry, and asks for it in a list.
-            merged[name] = [{"config_name": _name_of(each), **each} for each in kept]
+        # `datasets` leaves the name `default` out of a single entry, and asks for it in a list.
+        if entries := [*kept, *_as_list(new.get(name))]:
+            merged[name] = [{"config_name": _name_of(each), **each} for each in entries]
     return merged
 
 

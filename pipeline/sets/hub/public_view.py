@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import SealMismatch, UsageError
 from pipeline.lines.data_sets import HUB_PREFIX
-from pipeline.rows.seal import hash_file_bytes
 from pipeline.sets.card import PICTURE, HubPlace, make_card
 from pipeline.sets.figures import SetFigures
+from pipeline.sets.folder import describe_file
 from pipeline.sets.hub.remote_set import PROVENANCE_COLUMNS
 from pipeline.sets.manifest import EXAMPLES, REJECTS, left_out_of
 from pipeline.view.report import load_builder, make_report
@@ -82,7 +82,7 @@ def view_set(
         files[REPORT] = make_report(
             figures, manifest, None, without_tokenizer="it was not asked", with_provenance=False
         ).encode()
-    described = {name: _describe_file(content) for name, content in files.items()}
+    described = {name: _describe(content) for name, content in files.items()}
     card = make_card(
         figures,
         manifest,
@@ -120,9 +120,9 @@ def _is_there(path: str) -> bool:
         return False
 
 
-def _describe_file(content: Path | bytes) -> dict[str, Any]:
+def _describe(content: Path | bytes) -> dict[str, Any]:
     if isinstance(content, Path):
-        return {"bytes": content.stat().st_size, "sha256": hash_file_bytes(content)}
+        return describe_file(content)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 

@@ -20,12 +20,11 @@ import pyarrow.parquet
 from jinja2 import TemplateError
 
 from pipeline.errors import DataRefused, UnreadableFile, UsageError, excerpt_of
-from pipeline.rows.seal import hash_file_bytes
 from pipeline.sets.card import PICTURE, write_card
 from pipeline.sets.damage import hash_manifest
 from pipeline.sets.disk import named_plainly
 from pipeline.sets.figures import SetFigures
-from pipeline.sets.folder import save_rows, seal_folder, without_bars
+from pipeline.sets.folder import describe_file, save_rows, seal_folder, without_bars
 from pipeline.sets.hub.failures import hub_failures
 from pipeline.sets.hub.public_view import BESIDE, REPORT
 from pipeline.sets.hub.remote_set import (
@@ -113,10 +112,6 @@ def _check_remote(remote: RemoteSet) -> dict[str, Any]:
             f"pull {repo}: no such data set, or a private one that the token may not read; check the "
             "name, and log in with `hf auth login` or HF_TOKEN"
         )
-    if remote.unfinished is not None:
-        raise UsageError(
-            f"pull {repo}: the push of config {config_name} was begun and not ended; push it again"
-        )
     if remote.manifest is None and f"{remote.place.folder}{MANIFEST}" in remote.files:
         raise DataRefused(
             f"pull {repo}: {MANIFEST} of config {config_name} is no manifest of ours; "
@@ -136,7 +131,7 @@ def _check_remote(remote: RemoteSet) -> dict[str, Any]:
         raise DataRefused(
             f"pull {repo}: {MANIFEST} was changed after it was pushed; push the set again"
         )
-    check_manifest(manifest, f"pull {repo}: {MANIFEST}", is_remote=True)
+    check_manifest(manifest, f"pull {repo}: {MANIFEST}")
     if "left_out" not in manifest:
         raise DataRefused(
             f"pull {repo}: {MANIFEST}: left_out: missing, so that no push of ours wrote it; push the set "
@@ -173,10 +168,8 @@ def _fetch_all(api: HfApi, remote: RemoteSet, manifest: Mapping[str, Any]) -> di
         names += _name_row_files(remote, split) if rows else []
     fetched: dict[str, Path] = {}
     for name in names:
-        entry = manifest["files"].get(name, {})
         fetched[name] = fetch_file(api, remote.place, f"{remote.place.folder}{name}", remote.commit)
-        is_whole = fetched[name].stat().st_size == entry.get("bytes")
-        if not is_whole or entry.get("sha256") not in (None, hash_file_bytes(fetched[name])):
+        if manifest["files"].get(name) != describe_file(fetched[name]):
             raise DataRefused(
                 f"pull {repo}: {name} is not the file that was pushed; nothing was written; "
                 "push the set again"

@@ -1,42 +1,38 @@
-"""A saved set to the Hub: card first, then the rows by ``push_to_hub``, then what stands beside them.
+"""A saved set to the Hub in one commit: what is there is the set of before, or all of this one.
 
-Private unless asked for otherwise. The first commit marks the push as begun and the last one as done,
-so that a push that was stopped is known as such, here and by `pull`, and a second run ends it.
+Private unless asked for otherwise. Rows are sent as Parquet, one file at a time; nobody sees a file
+until the commit names it. A repository that changed after it was looked at refuses the commit.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import datasets
 
-from pipeline.errors import DataRefused, HubFailed, UsageError
+from pipeline.errors import DataRefused, UsageError
 from pipeline.sets.card import CARD, HubPlace
 from pipeline.sets.copies import find_folder
 from pipeline.sets.damage import hash_manifest
-from pipeline.sets.hub.card_sections import merge_card
+from pipeline.sets.folder import count_files
+from pipeline.sets.hub.card_sections import describe_rows, merge_card
 from pipeline.sets.hub.failures import hub_failures
 from pipeline.sets.hub.public_view import BESIDE, PushedView, view_manifest, view_set
 from pipeline.sets.hub.push_rules import PushChoice, check_push
-from pipeline.sets.hub.remote_set import (
-    UNFINISHED,
-    RemoteSet,
-    data_folder,
-    name_place,
-    read_remote_set,
-)
+from pipeline.sets.hub.remote_set import RemoteSet, data_folder, name_place, read_remote_set
 from pipeline.sets.load import open_splits, verify
-from pipeline.sets.manifest import read_manifest
-from pipeline.sets.place import MANIFEST
+from pipeline.sets.manifest import MANIFEST, read_manifest, write_manifest
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
 _MAIN: Final = "main"
+# In place of the `.gitignore` that a repository may have: a set goes there whole.
+_NOTHING_IGNORED: Final = "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +51,7 @@ def push_set(path: str, repo: str, choice: PushChoice) -> Pushed:
 
     A set that is there already is left as it is. Raises `UsageError` for a push that is not allowed
     (see `pipeline.sets.hub.push_rules`), `DataRefused` for a set that does not verify, `HubFailed` where
-    the Hub does not do what is asked.
+    the Hub does not do what is asked: then it holds what it held.
     """
     import huggingface_hub as hub
 
@@ -74,22 +70,22 @@ def push_set(path: str, repo: str, choice: PushChoice) -> Pushed:
     api = hub.HfApi(library_name="context-frozen")
     with hub_failures(f"push to {repo}"):
         remote = _find_remote(api, place, choice)
-        if check_push(remote, shown, choice):
-            _make_branch(api, place, choice.revision)
-            return _say(remote, choice.revision, shown, was_there=True)
-        view = view_set(folder, shown, place, is_stripped=strips)
-        if not remote.exists:
-            api.create_repo(
-                place.repo, repo_type="dataset", private=not choice.public, exist_ok=True
-            )
-            remote = read_remote_set(api, place, None)
-            # It may have been made by another meanwhile, and be public.
-            check_push(remote, shown, choice)
-        _make_branch(api, place, choice.revision)
-        revision = _begin(api, view, remote, choice.revision, create_pr=choice.create_pr)
-        _push_rows(folder, view, revision)
-        _finish(api, view, revision)
-        return _say(remote, revision, view.manifest, was_there=False)
+        if was_there := check_push(remote, shown, choice):
+            _make_branch(api, remote, choice.revision)
+            revision = choice.revision
+        else:
+            view = view_set(folder, shown, place, is_stripped=strips)
+            if not remote.exists:
+                api.create_repo(
+                    place.repo, repo_type="dataset", private=not choice.public, exist_ok=True
+                )
+                remote = read_remote_set(api, place, None)
+                # It may have been made by another meanwhile, and be public.
+                check_push(remote, shown, choice)
+            _make_branch(api, remote, choice.revision)
+            revision = _commit(api, folder, view, remote, choice)
+            shown = view.manifest
+    return Pushed(place, revision or _MAIN, bool(remote.is_private), was_there, shown)
 
 
 def _find_remote(api: HfApi, place: HubPlace, choice: PushChoice) -> RemoteSet:
@@ -104,115 +100,108 @@ def _find_remote(api: HfApi, place: HubPlace, choice: PushChoice) -> RemoteSet:
         return read_remote_set(api, place, None)
 
 
-def _make_branch(api: HfApi, place: HubPlace, revision: str | None) -> None:
-    """Make the branch where it is not there."""
+def _make_branch(api: HfApi, remote: RemoteSet, revision: str | None) -> None:
+    """Make the branch where it is not there, at the commit that was looked at."""
     if revision and not _is_pull_request(revision):
-        api.create_branch(place.repo, branch=revision, repo_type="dataset", exist_ok=True)
+        api.create_branch(
+            remote.place.repo,
+            branch=revision,
+            revision=remote.commit,
+            repo_type="dataset",
+            exist_ok=True,
+        )
 
 
 def _is_pull_request(revision: str | None) -> bool:
     return bool(revision) and str(revision).startswith("refs/pr/")
 
 
-def _say(
-    remote: RemoteSet, revision: str | None, manifest: Mapping[str, Any], *, was_there: bool
-) -> Pushed:
-    return Pushed(remote.place, revision or _MAIN, bool(remote.is_private), was_there, manifest)
-
-
-def _begin(
-    api: HfApi, view: PushedView, remote: RemoteSet, revision: str | None, *, create_pr: bool
+def _commit(
+    api: HfApi, folder: Path, view: PushedView, remote: RemoteSet, choice: PushChoice
 ) -> str | None:
-    """Commit the card and the mark of a push that has begun; return where the rest goes."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    place, manifest = view.place, view.manifest
-    readme = merge_card(remote.card, view.card, place.config_name, manifest["digest"])
-    mark = {"digest": manifest["digest"], "seal": manifest["seal"]["key"]}
-    add = {CARD: readme.encode(), f"{place.folder}{UNFINISHED}": _to_json(mark)}
-    # What an earlier push put beside the rows, some of which this one may leave out.
-    gone = [f"{place.folder}{name}" for name in (*BESIDE, MANIFEST)]
-    commit = api.create_commit(
-        place.repo,
-        [
-            *(CommitOperationAdd(name, content) for name, content in add.items()),
-            *(CommitOperationDelete(name) for name in gone if name in remote.files),
-        ],
-        commit_message=f"Begin to push {place.config_name}: {manifest['counts']['rows']} rows",
-        repo_type="dataset",
-        revision=revision,
-        create_pr=create_pr,
-        parent_commit=remote.commit,
-    )
-    return commit.pr_revision if create_pr else revision
-
-
-def _push_rows(folder: Path, view: PushedView, revision: str | None) -> None:
-    left_out: list[str] = view.manifest["left_out"]["columns"]
-    # `load_dataset` fails for all splits where one of them is empty.
-    pushed = {
-        name: rows.remove_columns([each for each in left_out if each in rows.column_names])
-        for name, rows in open_splits(folder).items()
-        if len(rows)
-    }
-    datasets.DatasetDict(pushed).push_to_hub(
-        view.place.repo,
-        config_name=view.place.config_name,
-        data_dir=data_folder(view.place),
-        revision=revision,
-        commit_message=f"Rows of {view.place.config_name}",
-    )
-
-
-def _finish(api: HfApi, view: PushedView, revision: str | None) -> None:
-    """Commit what stands beside the rows, the manifest with the files that the Hub now has."""
+    """Put the set in the place of what the config has there; return the branch or pull request."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     place = view.place
-    rows = dict(_find_row_files(api, place, revision))
-    _check_row_files(place, rows, view.manifest["counts"]["rows_by_split"])
-    manifest = {**view.manifest, "files": {**view.manifest["files"], **rows}}
+    at: dict[str, Any] = {
+        "repo_id": place.repo,
+        "repo_type": "dataset",
+        "revision": choice.revision,
+        "create_pr": choice.create_pr,
+    }
+
+    def send(additions: list[CommitOperationAdd], *, forgets: bool) -> None:
+        api.preupload_lfs_files(
+            **at, additions=additions, free_memory=forgets, gitignore_content=_NOTHING_IGNORED
+        )
+
+    splits = _choose_rows(folder, view)
+    with TemporaryDirectory(prefix="context-frozen-push-") as work:
+        rows: list[CommitOperationAdd] = []
+        for name, path in _write_row_files(splits, Path(work)):
+            addition = CommitOperationAdd(f"{data_folder(place)}/{name}", path)
+            send([addition], forgets=True)
+            # A file that is so small that the Hub takes it with the commit is still needed.
+            if isinstance(addition.path_or_fileobj, bytes):
+                path.unlink()
+            rows.append(addition)
+        sealed = _seal_manifest(view, rows)
+        view.card.data["dataset_info"] = describe_rows(
+            place.config_name, splits, sum(each.upload_info.size for each in rows)
+        )
+        readme = merge_card(remote.card, view.card, place.config_name, sealed["digest"])
+        beside = {
+            **{f"{place.folder}{name}": content for name, content in view.files.items()},
+            f"{place.folder}{MANIFEST}": write_manifest(sealed),
+            CARD: readme.encode(),
+        }
+        others = [CommitOperationAdd(name, content) for name, content in beside.items()]
+        send(others, forgets=False)
+        # What an earlier push put there, some of which this one may leave out.
+        before = {*remote.row_files, *(f"{place.folder}{name}" for name in (*BESIDE, MANIFEST))}
+        kept = {each.path_in_repo for each in (*rows, *others)}
+        gone = [CommitOperationDelete(name) for name in sorted(before & remote.files - kept)]
+        commit = api.create_commit(
+            **at,
+            operations=[*rows, *others, *gone],
+            commit_message=f"{place.config_name}: {sealed['counts']['rows']} rows",
+            parent_commit=remote.commit,
+        )
+    return commit.pr_revision if choice.create_pr else choice.revision
+
+
+def _choose_rows(folder: Path, view: PushedView) -> dict[str, datasets.Dataset]:
+    """Return the rows of each split as they go to the Hub."""
+    left_out: list[str] = view.manifest["left_out"]["columns"]
+    # `load_dataset` fails for all splits where one of them is empty.
+    return {
+        str(name): rows.remove_columns([each for each in left_out if each in rows.column_names])
+        for name, rows in open_splits(folder).items()
+        if len(rows)
+    }
+
+
+def _write_row_files(
+    splits: Mapping[str, datasets.Dataset], work: Path
+) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the place of one Parquet file of rows after the other."""
+    for split, rows in splits.items():
+        number = count_files(rows)
+        for index in range(number):
+            name = f"{split}-{index:05d}-of-{number:05d}.parquet"
+            rows.shard(number, index, contiguous=True).to_parquet(work / name)
+            yield name, work / name
+
+
+def _seal_manifest(view: PushedView, rows: list[CommitOperationAdd]) -> dict[str, Any]:
+    """Return the manifest that names every file, those of the rows too."""
+    files = {
+        each.path_in_repo.removeprefix(view.place.folder): {
+            "bytes": each.upload_info.size,
+            "sha256": each.upload_info.sha256.hex(),
+        }
+        for each in rows
+    }
+    manifest = {**view.manifest, "files": {**view.manifest["files"], **files}}
     manifest["sha256"] = hash_manifest(manifest)
-    add = {**view.files, MANIFEST: _to_json(manifest)}
-    api.create_commit(
-        place.repo,
-        [
-            *(CommitOperationAdd(f"{place.folder}{name}", add[name]) for name in add),
-            CommitOperationDelete(f"{place.folder}{UNFINISHED}"),
-        ],
-        commit_message=f"Manifest of {place.config_name}",
-        repo_type="dataset",
-        revision=revision,
-    )
-
-
-def _find_row_files(
-    api: HfApi, place: HubPlace, revision: str | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the files of rows on the Hub by their name in the set's folder there."""
-    from huggingface_hub.hf_api import RepoFile
-
-    tree = api.list_repo_tree(
-        place.repo, data_folder(place), repo_type="dataset", revision=revision
-    )
-    for entry in tree:
-        if isinstance(entry, RepoFile):
-            # Kept without LFS, a file has no sha256 there.
-            sha256 = {"sha256": entry.lfs.sha256} if entry.lfs else {}
-            yield entry.path.removeprefix(place.folder), {"bytes": entry.size, **sha256}
-
-
-def _check_row_files(
-    place: HubPlace, files: Mapping[str, Any], rows_by_split: Mapping[str, int]
-) -> None:
-    for split in (split for split, rows in rows_by_split.items() if rows):
-        names = [name for name in files if name.startswith(f"data/{split}-")]
-        if not names or len(names) != int(names[0].rpartition("-of-")[2].removesuffix(".parquet")):
-            raise HubFailed(
-                f"push to {place.repo}: the Hub has {len(names)} files of {split}, not all of them; "
-                "run the same command again"
-            )
-
-
-def _to_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return manifest

@@ -43,7 +43,7 @@ def check_push(remote: RemoteSet, manifest: Mapping[str, Any], choice: PushChoic
             )
         return False
     _check_visibility(remote, choice)
-    if remote.manifest is not None and remote.unfinished is None:
+    if remote.manifest is not None:
         differences = _compare(remote.manifest, manifest)
         if not choice.overwrite:
             if not differences:
@@ -54,7 +54,7 @@ def check_push(remote: RemoteSet, manifest: Mapping[str, Any], choice: PushChoic
                 "--overwrite to replace it"
             )
     elif not choice.overwrite:
-        _check_owner(remote, manifest)
+        _check_owner(remote)
     return False
 
 
@@ -80,16 +80,9 @@ def _compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _check_owner(remote: RemoteSet, manifest: Mapping[str, Any]) -> None:
-    """Refuse to write where data of others are, or where a push of another set was begun."""
+def _check_owner(remote: RemoteSet) -> None:
+    """Refuse to write where data of others are."""
     place = remote.place
-    if remote.unfinished is not None:
-        if remote.unfinished["digest"] == manifest["digest"]:
-            return
-        raise UsageError(
-            f"push to {place.repo}: a push of another set to config {place.config_name} was begun "
-            "and not ended; --overwrite replaces it"
-        )
     configs = read_configs(remote.card)
     if remote.row_files or place.config_name in configs:
         raise UsageError(

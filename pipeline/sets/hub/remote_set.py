@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNFINISHED: Final = "unfinished-push.json"
-"""Names the set whose push has begun; the commit that ends the push removes it."""
-
 PROVENANCE_COLUMNS: Final = ("source", "reason", "memories")
 """Text columns that go public only when asked for."""
 
@@ -36,7 +33,7 @@ _CONFIG_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 # Names that stand at the root for the config `default`, or that readers take for a split.
 _TAKEN_NAMES: Final = frozenset(
     {
-        *("data", "train", "validation", "test", CARD, MANIFEST, UNFINISHED, PICTURE),
+        *("data", "train", "validation", "test", CARD, MANIFEST, PICTURE),
         *("examples.sha256", "rejects.jsonl", "report.html"),
     }
 )
@@ -51,8 +48,7 @@ _PAUSES: Final = (1, 2, 4, 8)
 class RemoteSet:
     """What the repository holds at one commit; ``is_private`` and ``commit`` of none are None.
 
-    ``manifest`` and ``unfinished`` are None where the config has none of ours; ``card`` is the text
-    of ``README.md``.
+    ``manifest`` is None where the config has none of ours; ``card`` is the text of ``README.md``.
     """
 
     place: HubPlace
@@ -60,7 +56,6 @@ class RemoteSet:
     is_private: bool | None
     files: frozenset[str]
     manifest: Mapping[str, Any] | None
-    unfinished: Mapping[str, Any] | None
     card: str | None
 
     @property
@@ -86,7 +81,7 @@ def name_place(repo: str, config_name: str) -> HubPlace:
 
 
 def data_folder(place: HubPlace) -> str:
-    """Return the folder of the rows. `push_to_hub` owns it: what it does not write there it removes."""
+    """Return the folder of the rows. A push owns it: what it does not write there it removes."""
     return f"{place.folder}data"
 
 
@@ -103,7 +98,7 @@ def read_remote_set(api: HfApi, place: HubPlace, revision: str | None) -> Remote
         # Of a repository that the token may not see, the Hub says the like with another status.
         if error.response.status_code != 404:
             raise
-        return RemoteSet(place, None, None, frozenset(), None, None, None)
+        return RemoteSet(place, None, None, frozenset(), None, None)
     files = frozenset(each.rfilename for each in info.siblings or ())
 
     def read(name: str) -> bytes | None:
@@ -124,8 +119,7 @@ def read_remote_set(api: HfApi, place: HubPlace, revision: str | None) -> Remote
         commit=info.sha,
         is_private=bool(info.private),
         files=files,
-        manifest=_parse(read(f"{place.folder}{MANIFEST}"), {"digest", "seal", "counts", "config"}),
-        unfinished=_parse(read(f"{place.folder}{UNFINISHED}"), {"digest", "seal"}),
+        manifest=_parse_manifest(read(f"{place.folder}{MANIFEST}")),
         card=None if card is None else card.decode("utf-8", "replace"),
     )
 
@@ -150,10 +144,10 @@ def _download(api: HfApi, place: HubPlace, name: str, commit: str | None) -> Pat
     return Path(api.hf_hub_download(place.repo, name, repo_type="dataset", revision=commit))
 
 
-def _parse(content: bytes | None, keys: set[str]) -> Mapping[str, Any] | None:
-    """Return a JSON object that has ``keys``; others write files of that name too."""
+def _parse_manifest(content: bytes | None) -> Mapping[str, Any] | None:
+    """Return what is a manifest of ours; others write files of that name too."""
     try:
         value = parse_object(content or b"")
     except NotThatJson:
         return None
-    return value if keys <= value.keys() else None
+    return value if {"digest", "seal", "counts", "config"} <= value.keys() else None

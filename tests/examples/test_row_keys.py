@@ -330,9 +330,9 @@ def test_a_mask_of_all_that_is_trained_is_honoured(harmless: Row) -> None:
 @pytest.mark.parametrize(
     ("more", "code"),
     [
-        ({"loss_mask": [0, 0]}, "ambiguous_shape"),
-        ({"loss_mask": [1]}, "ambiguous_shape"),
-        ({"response_mask": [1, 0]}, "ambiguous_shape"),
+        ({"loss_mask": [0, 0]}, "bad_ids"),
+        ({"loss_mask": [1]}, "bad_ids"),
+        ({"response_mask": [1, 0.5]}, "bad_ids"),
         ({"labels": [-100, -100]}, "ambiguous_shape"),
         ({"attention_mask": [0, 1, 1, 1]}, "ambiguous_shape"),
         ({"finish_reason": "length"}, "no_end_of_turn"),

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from itertools import product
 from typing import Any, Final
 
 from pipeline.errors import UsageError, excerpt_of
@@ -259,8 +260,13 @@ def list_rules() -> tuple[VllmRules, ...]:
 
 @cache
 def list_form_rules() -> tuple[VllmRules, ...]:
-    """Return one version for each way to tell a template's content form."""
-    return tuple({rules.form_rules: rules for rules in list_rules()}.values())
+    """Return rules for each way to tell a template's content form, also those of no release.
+
+    A release's way is one of them, and so is that of a single switch turned.
+    """
+    names = ("sees_bare_content", "follows_macros", "follows_namespaces")
+    ways = product((True, False), repeat=len(names))
+    return tuple(replace(VllmRules(), **dict(zip(names, way, strict=True))) for way in ways)
 
 
 def find_changes(old: VllmRules, new: VllmRules) -> dict[str, str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.rows.row_map import RowMap
     from pipeline.sets.load import load
     from pipeline.train.collate import ContextFrozenCollator
+    from pipeline.train.conversations import ConversationSampler
     from pipeline.train.feed import DeviceFeeder
     from pipeline.train.sampling import ContextGroupSampler, LengthBatchSampler
     from pipeline.train.step import context_frozen_loss, frozen_losses
@@ -27,6 +28,7 @@ _HOMES = {
     "save_set": "pipeline.job.save_set",
     "ContextFrozenCollator": "pipeline.train.collate",
     "ContextGroupSampler": "pipeline.train.sampling",
+    "ConversationSampler": "pipeline.train.conversations",
     "DeviceFeeder": "pipeline.train.feed",
     "ExampleTokenizer": "pipeline.rows.example_tokenizer",
     "LengthBatchSampler": "pipeline.train.sampling",
@@ -43,6 +45,7 @@ _HOMES = {
 __all__ = [
     "ContextFrozenCollator",
     "ContextGroupSampler",
+    "ConversationSampler",
     "DeviceFeeder",
     "ExampleTokenizer",
     "LengthBatchSampler",

@@ -53,6 +53,9 @@ def read_answers(values: Mapping[str, Any]) -> Answers:
         raise Rejected(
             "ambiguous_shape", "continuations_ids: ids of several answers; expected continuations"
         )
+    mask = read_mask(values, fields.get("continuation_ids"))
+    if mask is not None:
+        fields["continuation_mask"] = mask
     if not given:
         return Answers(None, fields)
     if given[0] != "continuations":
@@ -72,6 +75,39 @@ def read_answers(values: Mapping[str, Any]) -> Answers:
             raise Rejected("bad_ids", f"{reason}; expected as many")
         fields["continuations_ids"] = ids
     return Answers(several[0], {**fields, "continuations": several})
+
+
+def read_mask(values: Mapping[str, Any], ids: list[int] | None) -> list[int] | None:
+    """Return the mask over the ids of a continuation; None where all of them are the model's.
+
+    Raises `Rejected`: ``bad_ids``; ``ambiguous_shape`` beside text, which says the whole of it.
+    """
+    value = values.get("continuation_mask")
+    if value is None:
+        return None
+    mask = cast("list[Any]", value) if isinstance(value, list) else []
+    if ids is None or len(mask) != len(ids) or not is_mask(mask) or 1 not in mask:
+        raise Rejected(
+            "bad_ids",
+            "continuation_mask: expected 1 or 0 for each of continuation_ids, and a 1 among them",
+            value,
+        )
+    if 0 not in mask:
+        return None
+    texts = ("context", "messages", "continuation", "continuations", "chosen", "rejected")
+    beside = next((name for name in texts if values.get(name) is not None), None)
+    if beside is not None or values.get("context_ids") is None:
+        raise Rejected(
+            "ambiguous_shape",
+            "continuation_mask: leaves some of continuation_ids out, so each run of ones has a "
+            f"context of its own; expected context_ids and no {beside or 'text'} beside them",
+        )
+    return [int(each) for each in mask]
+
+
+def is_mask(mask: list[Any]) -> bool:
+    """Say whether a list has nothing but ones and zeros (or true and false)."""
+    return all(isinstance(each, int) and each in (0, 1) for each in mask)
 
 
 def _as_text(answer: str | Message) -> object:

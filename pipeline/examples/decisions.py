@@ -7,12 +7,17 @@ rendered and encoded once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise, zip_longest
 from typing import Final, Literal, NamedTuple
 
+from pipeline.errors import Rejected
 from pipeline.examples.example import TrainingExample
 from pipeline.types import REJECTED, Message
+
+_MOST_IDS: Final = 20_000_000
+"""Ids of all contexts that a masked row may have together."""
 
 Decisions = Literal["given", "all", "last"]
 
@@ -38,7 +43,8 @@ def find_decision_points(
 
     ``given``: where the example says, with each of its continuations. ``all``: each assistant
     message whose weight is not 0, ``last``: the last of these, with its own text, or with what the
-    example says for that place. A context given as text has one place alone. The worse one of a
+    example says for that place. A context given as text has one place alone; ids with a mask have
+    one for each run of ones. The worse one of a
     pair becomes a point only where ``keep_rejected``.
 
     >>> talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -46,6 +52,9 @@ def find_decision_points(
     ...     {"id": "x", "messages": talk * 2}), "all")]
     [1, 3]
     """
+    if example.continuation_mask is not None:
+        runs = list(_masked_points(example, example.continuation_mask))
+        return runs[-1:] if decisions == "last" else runs
     given = _given_points(example, keep_rejected=keep_rejected)
     if decisions == "given" or example.messages is None:
         return given
@@ -120,6 +129,25 @@ def _given_points(example: TrainingExample, *, keep_rejected: bool) -> list[Deci
     if example.rejected is not None and keep_rejected:
         points.append(DecisionPoint(example, place, example.rejected, None, "rejected"))
     return points
+
+
+def _masked_points(example: TrainingExample, mask: list[int]) -> Iterator[DecisionPoint]:
+    """Yield a point for each run of ones in a mask: all ids before it are its context."""
+    before, ids = example.context_ids or [], example.continuation_ids or []
+    edges = [at for at, (one, other) in enumerate(pairwise([0, *mask, 0])) if one != other]
+    runs = list(zip(edges[::2], edges[1::2], strict=True))
+    if len(runs) * (len(before) + len(ids)) > _MOST_IDS:
+        raise Rejected(
+            "bad_ids", f"continuation_mask: {len(runs)} runs of ones, too many for a row"
+        )
+    for begin, end in runs:
+        own = replace(
+            example,
+            context_ids=[*before, *ids[:begin]],
+            continuation_ids=ids[begin:end],
+            continuation_mask=None,
+        )
+        yield DecisionPoint(own, None, "", tuple(ids[begin:end]))
 
 
 def _is_decision(example: TrainingExample, index: int) -> bool:

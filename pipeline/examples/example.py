@@ -58,7 +58,8 @@ class TrainingExample:
     first is also ``continuation``); ``rejected``, the worse one of a pair; ``message_weights``, one
     number per message, 0.0 for an assistant message that is no decision point; ``context_ids``,
     ``continuation_ids`` and ``continuations_ids``, the ids that a server saw and sampled, which win
-    over text and may come without it.
+    over text and may come without it; ``continuation_mask``, 1 for each of ``continuation_ids`` that
+    the model sampled and 0 for what came between, where each run of ones is a row of its own.
 
     >>> example = TrainingExample("a", "Q: 2+2?\\nA:", " 4", reason="the model said 5")
     >>> example.to_dict()["continuation"]
@@ -86,6 +87,7 @@ class TrainingExample:
     context_ids: list[int] | None = None
     continuation_ids: list[int] | None = None
     continuations_ids: list[list[int]] | None = None
+    continuation_mask: list[int] | None = None
 
     def tokenize(
         self,
@@ -121,6 +123,7 @@ class TrainingExample:
             "context_ids": (self.context_ids, None),
             "continuation_ids": (self.continuation_ids, None),
             "continuations_ids": (self.continuations_ids, None),
+            "continuation_mask": (self.continuation_mask, None),
         }
         return values | {
             name: value

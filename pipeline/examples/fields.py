@@ -21,14 +21,14 @@ from pipeline.types import Message
 _ID_LIMIT: Final = 2**31
 """Token ids are saved as int32."""
 
-_PLAIN_KEYS: Final = frozenset(
+PLAIN_KEYS: Final = frozenset(
     {
         *("role", "content", "reasoning", "reasoning_content", "tool_calls", "tool_call_id"),
         *("name", "weight"),
     }
 )
 """Keys of a message that are read by whoever renders it, or by `split_weights`."""
-_SAYS_NO_WEIGHT: Final = _PLAIN_KEYS - {"weight"}
+_SAYS_NO_WEIGHT: Final = PLAIN_KEYS - {"weight"}
 SAYS_WEIGHT: Final = frozenset({"weight", "train", "loss", "finish_reason"})
 _LOST_IN_MESSAGES: Final = frozenset(
     {
@@ -94,7 +94,7 @@ def read_messages(value: Any, name: str) -> list[Message]:
             raise Rejected("wrong_type", f"{name}[{index}]: expected a message object", message)
         fields: Message = message
         bare = drop_message_nulls(fields)
-        if not _PLAIN_KEYS.issuperset(bare) or bare.get("role") == "function":
+        if not PLAIN_KEYS.issuperset(bare) or bare.get("role") == "function":
             refuse_message_keys(bare, f"{name}[{index}]")
         check_message(bare, f"{name}[{index}]")
         messages.append(bare)
@@ -118,7 +118,7 @@ def refuse_message_keys(message: Message, where: str) -> None:
             "expected tool_calls, and results in messages of role tool",
             message,
         )
-    for key in message.keys() - _PLAIN_KEYS:
+    for key in message.keys() - PLAIN_KEYS:
         if message[key] is True and message.get("role") == "assistant" and is_begun(key):
             raise Rejected(
                 "no_end_of_turn",
@@ -126,7 +126,7 @@ def refuse_message_keys(message: Message, where: str) -> None:
                 "the whole answer as one message, or the prompt as text with its ids",
                 message.get("content"),
             )
-    for key in message.keys() - _PLAIN_KEYS:
+    for key in message.keys() - PLAIN_KEYS:
         if _is_lost(message, key):
             raise Rejected(
                 "ambiguous_shape",
@@ -177,7 +177,7 @@ def split_weights(messages: list[Message], name: str) -> tuple[list[Message], li
     bare: list[Message] = []
     for index, message in enumerate(messages):
         said = SAYS_WEIGHT & message.keys()
-        outcomes = {key for key in message.keys() - _PLAIN_KEYS if find_kind(key)}
+        outcomes = {key for key in message.keys() - PLAIN_KEYS if find_kind(key)}
         if not said and not outcomes:
             bare.append(message)
             continue
@@ -217,9 +217,9 @@ def read_continuation(value: Any, name: str) -> str | Message:
         if message.get("role", "assistant") != "assistant":
             raise Rejected("wrong_type", f"{name}.role: expected assistant", message.get("role"))
         bare = drop_message_nulls({"role": "assistant", **message})
-        if not _PLAIN_KEYS.issuperset(bare):
+        if not PLAIN_KEYS.issuperset(bare):
             refuse_message_keys(bare, name)
-            for key in [key for key in bare if key not in _PLAIN_KEYS and find_kind(key)]:
+            for key in [key for key in bare if key not in PLAIN_KEYS and find_kind(key)]:
                 refuse_outcome(f"{name}.{key}", key, bare[key])
                 if key in ("finish_reason", "stop_reason"):
                     del bare[key]

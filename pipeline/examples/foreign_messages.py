@@ -34,38 +34,59 @@ _TEMPLATE_ROLES: Final = frozenset(
         *("assistant_tool_call", "environment", "observation", "model", "chatbot"),
     }
 )
-# Names of other frameworks and of exports, bare of case, spaces and signs.
-_MEANT: Final[Mapping[str, str]] = {
-    **{role: role for role in SERVER_ROLES},
+ROLE_NAMES: Final[Mapping[str, str]] = {
+    **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
     **dict.fromkeys(
-        (
-            *("human", "humanmessage", "person", "customer", "client", "visitor", "prompter"),
-            *("usermessage", "userinput", "question", "enduser", "humanmessagechunk", "student"),
-            *("users", "input", "prompt", "query", "instruction", "me", "you"),
-        ),
-        "user",
+        ("human", "humanmessage", "humanmessagechunk", "prompter", "usermessage"), "user"
     ),
     **dict.fromkeys(
         (
-            *("gpt", "chatgpt", "bot", "ai", "aimessage", "aimessagechunk", "model", "chatbot"),
-            *("llm", "agent", "modelmessage", "assistantmessage", "claude", "gemini", "bard"),
-            *("answer", "response", "output", "completion", "assistants", "gpt4", "bing", "lm"),
-            *("toolcall", "toolcalls", "functioncall", "assistanttoolcall", "action", "tooluse"),
+            *("gpt", "chatgpt", "gpt4", "bot", "ai", "aimessage", "aimessagechunk", "model"),
+            *("chatbot", "llm", "modelmessage", "assistantmessage", "claude", "gemini", "bard"),
+            *("bing", "toolcall", "functioncall"),
         ),
         "assistant",
     ),
     **dict.fromkeys(
         (
-            *("toolresponse", "toolresult", "toolresults", "toolmessage", "tooloutput", "tools"),
-            *("functionresponse", "functionresult", "functionoutput", "observation", "obs"),
-            *("environment", "functioncalloutput", "functionmessage", "result", "toolreturn"),
+            *("toolresponse", "toolresult", "toolmessage", "tooloutput", "observation"),
+            *("functionresponse", "functionresult", "functionoutput"),
+        ),
+        "tool",
+    ),
+    **dict.fromkeys(("systemmessage", "systemprompt"), "system"),
+}
+"""What others call the roles, bare of case, spaces and signs: names that mean one role alone."""
+
+# Names that most likely mean a role, so that a refusal can name it.
+_MEANT: Final[Mapping[str, str]] = {
+    **{role: role for role in SERVER_ROLES},
+    **ROLE_NAMES,
+    **dict.fromkeys(
+        (
+            *("person", "customer", "client", "visitor", "userinput", "question", "enduser"),
+            *("student", "users", "input", "prompt", "query", "instruction", "me", "you"),
+        ),
+        "user",
+    ),
+    **dict.fromkeys(
+        (
+            *("agent", "answer", "response", "output", "completion", "assistants", "lm"),
+            *("toolcalls", "assistanttoolcall", "action", "tooluse"),
+        ),
+        "assistant",
+    ),
+    **dict.fromkeys(
+        (
+            *("toolresults", "tools", "obs", "environment", "functioncalloutput"),
+            *("functionmessage", "result", "toolreturn"),
         ),
         "tool",
     ),
     **dict.fromkeys(
         (
-            *("systemmessage", "systemprompt", "sys", "instructions", "systeminstruction"),
-            *("developermessage", "preamble", "systeminstructions"),
+            *("sys", "instructions", "systeminstruction", "developermessage", "preamble"),
+            "systeminstructions",
         ),
         "system",
     ),
@@ -96,6 +117,11 @@ _FOREIGN_CALLS: Final = frozenset(
         *("functionResponse", "toolResults", "tool_results", "toolResult", "tool_responses"),
         *("invalid_tool_calls",),
     }
+)
+TEXT_KEYS: Final = ("content", "value", "text", "message")
+"""Keys under which one tool or another keeps what was said."""
+_FOREIGN_PARTS: Final = frozenset(
+    {"tool-call", "tool-result", "tool_call", "tool_call_response", "dynamic-tool"}
 )
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 _PART_BOOKKEEPING: Final = frozenset(
@@ -130,6 +156,7 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
         return
     calls = message.get("tool_calls")
     foreign = sorted(key for key in _FOREIGN_CALLS & message.keys() if _says(message[key]))
+    foreign += ["parts"] if holds_foreign_part(message) else []
     if foreign and not calls:
         raise Rejected(
             "wrong_type",
@@ -158,6 +185,21 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
         )
 
 
+def is_foreign_part(part: Any) -> bool:
+    """Say whether a part of a content is a call, or the result of one, in another framework's spelling."""
+    if not isinstance(part, Mapping):
+        return False
+    fields = cast("Mapping[str, Any]", part)
+    kind = fields.get("type")
+    return isinstance(kind, str) and (kind in _FOREIGN_PARTS or kind.startswith("tool-"))
+
+
+def holds_foreign_part(message: Mapping[str, Any]) -> bool:
+    """Say whether the ``parts`` of a message hold a call or a result."""
+    parts = message.get("parts")
+    return isinstance(parts, list) and any(map(is_foreign_part, cast("list[Any]", parts)))
+
+
 def knows_roles(messages: Sequence[object]) -> bool:
     """Say whether every message is an object with a role that servers know."""
     try:
@@ -181,7 +223,7 @@ def check_roles(messages: Sequence[object], template: str) -> list[int]:
         if not isinstance(role, str) or role in SERVER_ROLES:
             continue
         if role not in _named_roles(template):
-            if _bare(role) in _MEANT:
+            if bare_role(role) in _MEANT:
                 raise refuse_role(role, f"messages[{index}].role")
             unknown.append(index)
     return unknown
@@ -190,7 +232,9 @@ def check_roles(messages: Sequence[object], template: str) -> list[int]:
 def refuse_role(role: str, where: str) -> Rejected:
     """Return the refusal of a role, with the nearest one that a server knows."""
     known = sorted(SERVER_ROLES)
-    near = _MEANT.get(_bare(role)) or next(iter(get_close_matches(role.casefold(), known, 1)), "")
+    near = _MEANT.get(bare_role(role)) or next(
+        iter(get_close_matches(role.casefold(), known, 1)), ""
+    )
     hint = f"; rename it to {near}" if near else f"; expected one of {', '.join(known)}"
     return Rejected(
         "wrong_type", f"{where}: a role that neither the server nor this template knows{hint}", role
@@ -199,13 +243,20 @@ def refuse_role(role: str, where: str) -> Rejected:
 
 def _check_foreign_role(role: str, where: str) -> None:
     """Refuse a role that no template asks for and that clearly stands for a known one."""
-    if role not in _TEMPLATE_ROLES and _bare(role) in _MEANT:
+    if role not in _TEMPLATE_ROLES and bare_role(role) in _MEANT:
         raise refuse_role(role, where)
 
 
 def _check_part(part: Mapping[str, Any], where: str) -> None:
-    """Refuse a part of text that keeps its text under another key."""
+    """Refuse a part of text that keeps its text under another key, and a foreign call."""
     kind = part.get("type")
+    if is_foreign_part(part):
+        raise Rejected(
+            "wrong_type",
+            f"{where}: a call or a result as a part, which no server reads; expected tool_calls, and "
+            "results in messages of role tool",
+            part,
+        )
     if not isinstance(kind, str) or kind not in _TEXT_PARTS or part.get("text"):
         return
     said = sorted(key for key in part if key not in _PART_BOOKKEEPING and _says(part[key]))
@@ -238,10 +289,10 @@ def _list_keys(keys: Sequence[str]) -> str:
     return f"{shown}, ..." if len(keys) > 8 else shown
 
 
-def _bare(role: str) -> str:
+def bare_role(role: str) -> str:
     """Return a role without case, spaces and signs.
 
-    >>> _bare("Tool-Response ")
+    >>> bare_role("Tool-Response ")
     'toolresponse'
     """
     return re.sub(r"[\W_]+", "", role.casefold())

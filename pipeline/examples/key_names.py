@@ -130,7 +130,9 @@ def find_meaning(name: str) -> str:
         return known
     if words[0] == "decision" and words[-1] in _PLACES:
         return "decision_idx"
-    near = get_close_matches(bare, _OFTEN_MISSPELT, 1, 0.88) if len(bare) > 6 else []
+    # A conversation_id names a conversation, and is no misspelt list of them.
+    is_long = len(bare) > 6 and words[-1] != "id"
+    near = get_close_matches(bare, _OFTEN_MISSPELT, 1, 0.88) if is_long else []
     if near and abs(len(near[0]) - len(bare)) <= 1:
         return _bare_known()[near[0]]
     meant = [word for word in words if word not in _NEUTRAL] or words

@@ -128,7 +128,8 @@ def settle_keys(row: TrackedRow, example: TrainingExample) -> frozenset[str]:
         each = rows.pop()
         rows += each.parts
         names |= each.noted
-        for name in each.keys() - each.asked:
+        # In order, so that a row with two faults is refused for the same one anywhere.
+        for name in sorted(each.keys() - each.asked):
             value = dict.get(each, name)
             if value in _EMPTY:
                 continue

@@ -58,6 +58,13 @@ _OBJECT_FIELDS: Final = frozenset(
 )
 
 
+ARGUMENTS: Final = ("arguments", "args")
+"""Keys of what a call was given."""
+_TIMES: Final = frozenset(
+    f"{name}.timestamp" for name in ("messages", "conversation", "conversations")
+)
+"""When a turn was said: no prompt has it, and data sets of logs do (WildChat)."""
+
 _MESSAGE_KEYS: Final = frozenset({"role", "from", "type", "content", "tool_calls"})
 
 
@@ -118,11 +125,13 @@ def _decoder_for(kind: pa.DataType, path: str) -> Decoder | None:
         return _json_decoder(path)
     if pa.types.is_struct(kind):
         decode = _struct_decoder([kind.field(index) for index in range(kind.num_fields)], path)
-        is_arguments = _field_of(path) == "arguments"
+        is_arguments = _field_of(path) in ARGUMENTS
         return partial(_decode_arguments, decode or _keep) if is_arguments else decode
     if pa.types.is_map(kind):
         decode = _decoder_for(cast("Any", kind).item_type, path)
         return partial(_decode_map, path, decode or _keep)
+    if pa.types.is_timestamp(kind) and path in _TIMES:
+        return datetime.datetime.isoformat
     if any(is_kind(kind) for is_kind in _LIST_KINDS):
         decode = _decoder_for(kind.value_type, path)
         return None if decode is None else partial(_decode_items, decode)

@@ -32,7 +32,7 @@ _KINDS: Final = {
     b"\x93NUMPY": ("NumPy", "write its rows as JSONL"),
     b"%PDF-": ("PDF", "write its text as JSONL"),
     **{
-        bytes([0x80, protocol]): ("pickle", "write its rows as JSONL where you trust it")
+        bytes([0x80, protocol]): ("pickle", f"where you trust it, {_TO_JSONL.format('pickle')}")
         for protocol in range(2, 6)
     },
 }

@@ -23,7 +23,7 @@ SYSTEMS: Final = ("system", "system_prompt", "system_message", "instructions")
 THOUGHTS: Final = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
 IDS: Final = (
     *("decision_idx", "context_ids", "continuation_ids", "continuations_ids"),
-    *("prompt_token_ids", "token_ids"),
+    *("prompt_token_ids", "token_ids", "continuation_mask"),
 )
 MASKS: Final = (
     *("loss_mask", "loss_masks", "response_mask", "completion_mask", "action_mask"),
@@ -61,3 +61,18 @@ KNOWN_KEYS: Final = frozenset(
     }
 )
 """Every key that some shape reads, or that names what a row must not lose."""
+
+FOREIGN_KEYS: Final = frozenset(
+    {
+        *("request_body", "requestBody", "response_body", "responseBody", "kwargs", "inputs"),
+        *("prompt_ids", "response_ids", "completion_ids", "response_token_ids", "input_ids"),
+        *("completion_token_ids", "output_token_ids", "tokens", "response_length"),
+        *("chat", "dialog", "dialogue", "turns", "traj", "prompt_messages", "completion_message"),
+        *("outputs", "contents", "systemInstruction", "system_instruction"),
+        *("gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions"),
+        *("gen_ai.tool.definitions", "attributes.llm.input_messages"),
+        *("attributes.llm.output_messages", "attributes.llm.tools"),
+        "attributes.llm.invocation_parameters",
+    }
+)
+"""Keys of other tools, under which a row is read where no shape has it as it stands."""

@@ -20,7 +20,7 @@ from pipeline.lines.arrow_files import read_batches
 from pipeline.lines.cells import Decoder, find_decoder, write_json
 from pipeline.lines.data_sets import expand_data_sets
 from pipeline.lines.files import SourceFile, find_files, unreadable
-from pipeline.lines.known_keys import KNOWN_KEYS, OPTION_NAMES, TOOL_NAMES
+from pipeline.lines.known_keys import FOREIGN_KEYS, KNOWN_KEYS, OPTION_NAMES, PROMPTS, TOOL_NAMES
 from pipeline.lines.plan import Piece, whole_piece
 from pipeline.lines.text import (
     MAX_LINE_BYTES,
@@ -36,6 +36,7 @@ _FREE_BYTES: Final = 2**26
 """JSON that a table may give however small it is; see `EXPANSION_LIMIT`."""
 _MOST_ROWS: Final = 1024
 _FIRST_ROWS: Final = 16
+_CONTEXTS: Final = frozenset(PROMPTS) - {"input"}
 
 
 def open_piece(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> LineReading | TableReading:
@@ -196,12 +197,13 @@ def choose_columns(schema: pa.Schema) -> tuple[list[str], frozenset[str]]:
     Read are those of a shape, and those in which tools or template options lie; none where no shape
     has any of them. Raises `pa.ArrowInvalid` where two of them have one name.
     """
-    names = [
-        field.name for field in schema if field.name in KNOWN_KEYS or _holds_request(field.type)
-    ]
+    # Beside a conversation of ours a column of another tool is one more that nobody reads.
+    has_context = not _CONTEXTS.isdisjoint(schema.names)
+    known = KNOWN_KEYS if has_context else KNOWN_KEYS | FOREIGN_KEYS
+    names = [field.name for field in schema if field.name in known or _holds_request(field.type)]
     if len(set(names)) != len(names):
         raise pa.ArrowInvalid(f"two columns have one name: {', '.join(sorted(names))}")
-    if not any(name in KNOWN_KEYS for name in names):
+    if known.isdisjoint(names):
         names = []
     return names, frozenset(schema.names).difference(names)
 

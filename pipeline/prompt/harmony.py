@@ -30,6 +30,7 @@ from pipeline.prompt.request import (
 )
 from pipeline.prompt.vllm_messages import find_reasoning, read_part
 from pipeline.prompt.vllm_tools import dump_tools
+from pipeline.prompt.vllm_versions import VllmRules
 
 if TYPE_CHECKING:
     import openai_harmony as harmony
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.prompt.chat_template import ChatTemplates
 
 EFFORTS = ("low", "medium", "high")
+_RULES = VllmRules()
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class HarmonyDialect:
             )
         opening = [harmony.Message.from_role_and_content(harmony.Role.SYSTEM, system)]
         instructions = find_instructions(request.messages)
-        tools = None if self.hides_tools else dump_tools(request.tools)
+        tools = None if self.hides_tools else dump_tools(request.tools, _RULES)
         if instructions or tools:
             opening.append(_developer_message(instructions, tools))
         return opening
@@ -208,7 +210,7 @@ def _read_answer(message: Mapping[str, Any], where: str) -> list[harmony.Message
             channel
         )
 
-    reasoning = find_reasoning(message, where)
+    reasoning = find_reasoning(message, where, _RULES)
     analysis = [say(reasoning, "analysis")] if reasoning else []
     calls = read_calls(message, where)
     if not calls:
@@ -273,7 +275,7 @@ def read_texts(message: Mapping[str, Any], where: str) -> list[str | None]:
         return [] if content is None else [content]
     texts: list[str | None] = []
     for index, item in enumerate(expect_list(content, f"{where}.content")):
-        read_part(item, f"{where}.content[{index}]")
+        read_part(item, f"{where}.content[{index}]", _RULES)
         texts.append(item if isinstance(item, str) else item.get("text"))
     return texts
 

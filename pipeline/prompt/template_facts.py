@@ -7,13 +7,14 @@ parts, so the servers' own detections are followed to the letter, blind spots in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from jinja2 import meta, nodes
 
 from pipeline.prompt.chat_template import chat_sandbox
+from pipeline.prompt.vllm_versions import VllmRules, list_form_rules
 
 ContentForm = Literal["string", "openai"]
 """``string``: content is text. ``openai``: content is a list of parts."""
@@ -21,22 +22,28 @@ ContentForm = Literal["string", "openai"]
 
 @dataclass(frozen=True, slots=True)
 class TemplateFacts:
-    """What vLLM 0.33.0 asks of a template.
+    """What vLLM asks of a template.
 
     ``variables`` are the names that the template takes from outside (what a request's template
     kwargs are filtered by); ``names_developer``: it knows the developer role.
     """
 
-    content_form: ContentForm
+    content_forms: Mapping[tuple[bool, ...], ContentForm]
     variables: frozenset[str]
     names_developer: bool
+
+    def content_form(self, rules: VllmRules) -> ContentForm:
+        """Return the content form as a version sees it."""
+        return self.content_forms[rules.form_rules]
 
 
 def find_template_facts(source: str) -> TemplateFacts:
     """Return the facts of a template that compiles (`ChatTemplate` checks); jinja2 works out constants."""
     tree = _parse(source)
     return TemplateFacts(
-        content_form=_vllm_content_form(tree),
+        content_forms={
+            rules.form_rules: _vllm_content_form(tree, rules) for rules in list_form_rules()
+        },
         variables=frozenset(meta.find_undeclared_variables(tree)),
         names_developer='"developer"' in source or "'developer'" in source,
     )
@@ -60,37 +67,47 @@ def _parse(source: str) -> nodes.Template:
     return chat_sandbox().parse(source)
 
 
-def _vllm_content_form(tree: nodes.Template) -> ContentForm:
+def _vllm_content_form(tree: nodes.Template, rules: VllmRules) -> ContentForm:
     """Return ``openai`` where a loop runs over message content, ``string`` else.
 
     A loop that unpacks its items (``for k, v in ...``) breaks vLLM's search, which then answers
-    ``string``.
+    ``string``; so does, before 0.33, the message list set to anything but a name.
 
     vLLM 0.33.0, ``vllm/renderers/hf.py``: ``_detect_content_format``, ``_iter_nodes_assign_*``.
     """
-    list_names = _names_of_message_list(tree)
+    list_names = _names_of_message_list(tree, rules)
     message_names: set[str] = set()
     for loop in tree.find_all(nodes.For):
         if _name_of(_unwrap(loop.iter)) in list_names:
             if not isinstance(loop.target, nodes.Name):
                 return "string"
             message_names.add(loop.target.name)
-    parameters = _content_parameters(tree, message_names)
+    if not list_names:
+        return "string"
+    parameters = _content_parameters(tree, message_names) if rules.follows_macros else {}
+    bare = {"content"} if rules.sees_bare_content else set[str]()
     for loop in tree.find_all(nodes.For):
-        if _runs_over_content(loop, message_names, parameters):
+        if _runs_over_content(loop, message_names, parameters.get(id(loop), bare)):
             return "openai" if isinstance(loop.target, nodes.Name) else "string"
     return "string"
 
 
-def _names_of_message_list(tree: nodes.Template) -> set[str]:
+def _names_of_message_list(tree: nodes.Template, rules: VllmRules) -> set[str]:
     """Return the names bound to the message list: ``messages``, and what is set to it or its slice.
 
-    A namespace attribute counts as a name with a dot (``ns.rest``).
+    A namespace attribute counts as a name with a dot (``ns.rest``). Before 0.33 there was none, and
+    the search ended without a name where one was set.
     """
     found = ["messages"]
     for known in found:
         for assignment in tree.find_all(nodes.Assign):
-            found += [name for name in _names_set_to(assignment, known) if name not in found]
+            names = list(_names_set_to(assignment, known))
+            if not rules.follows_namespaces:
+                is_set = _name_of(_unwrap(assignment.node)) == known
+                if is_set and not isinstance(assignment.target, nodes.Name):
+                    return set()
+                names = [name for name in names if "." not in name]
+            found += [name for name in names if name not in found]
     return set(found)
 
 
@@ -133,15 +150,11 @@ def _content_parameters(tree: nodes.Template, message_names: set[str]) -> dict[i
     return parameters
 
 
-def _runs_over_content(
-    loop: nodes.For, message_names: set[str], parameters: dict[int, set[str]]
-) -> bool:
+def _runs_over_content(loop: nodes.For, message_names: set[str], content_names: set[str]) -> bool:
     if _content_owner(loop.iter) in message_names:
         return True
-    if not isinstance(loop.iter, nodes.Name):
-        return False
     # Outside macros a plain ``content`` is taken for a message's, wherever it came from.
-    return loop.iter.name in parameters.get(id(loop), {"content"})
+    return isinstance(loop.iter, nodes.Name) and loop.iter.name in content_names
 
 
 def _unwrap(node: nodes.Node | None) -> nodes.Node | None:

@@ -1,8 +1,9 @@
-"""``server: vllm``: what ``POST /v1/chat/completions`` of vLLM 0.33.0 makes of a request.
+"""``server: vllm``: what ``POST /v1/chat/completions`` of vLLM makes of a request.
 
 The rules stand in the order in which they act: messages and tools (``vllm_messages``), the template
 and its content form, the template kwargs, the developer role, the render. File names in docstrings
-are those of the vLLM 0.33.0 wheel. ``tests/parity`` proves them against answers of the real server.
+are those of the vLLM 0.33.0 wheel; what other versions do differently has a switch in
+``vllm_versions``. ``tests/parity`` proves them against answers of the real server.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import Rejected
+from pipeline.errors import Rejected, UsageError
 from pipeline.prompt.bounded import read_source
 from pipeline.prompt.chat_template import CLOCK_FUNCTION, ChatTemplate, ChatTemplates, FixedClock
 from pipeline.prompt.options import (
@@ -27,7 +28,6 @@ from pipeline.prompt.options import (
 )
 from pipeline.prompt.request import (
     CALL_PARAMETERS,
-    SERVER_VERSIONS,
     ChatRequest,
     Dialect,
     Rendering,
@@ -37,10 +37,9 @@ from pipeline.prompt.request import (
     split_template_kwargs,
 )
 from pipeline.prompt.template_facts import ContentForm, TemplateFacts, find_template_facts
-from pipeline.prompt.vllm_messages import Conversation, fill_call_ids, rewrite_messages
-from pipeline.prompt.vllm_tools import dump_tools
-
-REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+from pipeline.prompt.vllm_messages import rewrite_messages
+from pipeline.prompt.vllm_tools import Conversation, dump_tools, fill_call_ids
+from pipeline.prompt.vllm_versions import VllmRules, read_rules
 
 # The server's own default template kwargs (vllm/entrypoints/common/cli_args.py: cohere_format).
 _SERVER_KWARGS: Mapping[str, Any] = {"cohere_format": "cmd4"}
@@ -63,14 +62,16 @@ _ID_FILLERS = ("call", "turn")
 
 @dataclass(frozen=True)
 class VllmDialect(TemplateDialect):
-    """vLLM 0.33.0 with the flags of the server and the request fields that every client sent.
+    """vLLM with the flags of the server and the request fields that every client sent.
 
-    ``content_format`` (``--chat-template-content-format``), ``default_chat_template_kwargs``,
+    ``server_version`` has the rules of its version; ``content_format``
+    (``--chat-template-content-format``), ``default_chat_template_kwargs``,
     ``exclude_tools_when_tool_choice_none`` and ``tokenizer_mode`` are the server's;
     ``tool_choice`` and ``reasoning_effort`` are the request's; ``fixed_date`` is the day that
     templates read from the clock.
     """
 
+    server_version: VllmRules = field(default_factory=VllmRules)
     content_format: Literal["auto", "string", "openai"] = "auto"
     exclude_tools_when_tool_choice_none: bool = False
     tool_choice: Literal["auto", "required", "none"] = "auto"
@@ -79,7 +80,19 @@ class VllmDialect(TemplateDialect):
     fixed_date: datetime | None = None
     tokenizer_mode: Literal["auto", "hf"] = "auto"
     name: str = field(default="vllm", init=False)
-    version: str = field(default=SERVER_VERSIONS["vllm"], init=False)
+
+    def __post_init__(self) -> None:
+        known = self.server_version.efforts
+        if known and self.reasoning_effort not in (None, *known):
+            raise UsageError(
+                f"server_options.reasoning_effort: found {self.reasoning_effort}; expected "
+                f"{', '.join(known)}"
+            )
+
+    @property
+    def version(self) -> str:
+        """The release whose rules these are."""
+        return self.server_version.release
 
     @classmethod
     def from_options(
@@ -95,6 +108,11 @@ class VllmDialect(TemplateDialect):
         if model_type == "gpt_oss":
             from pipeline.prompt.harmony import HarmonyDialect
 
+            if dialect.server_version != VllmRules():
+                raise UsageError(
+                    f"server_options.server_version: {dialect.version} is not reproduced for gpt-oss, "
+                    f"whose prompts are those of vLLM {VllmRules().release}; leave it out"
+                )
             return HarmonyDialect(
                 folder, dialect.reasoning_effort, dialect.fixed_date, dialect.hides_tools
             )
@@ -119,19 +137,22 @@ class VllmDialect(TemplateDialect):
             request.tools,
             request.chat_template_kwargs,
         )
-        known = request.shared.table(f"vllm messages, {plan.form}")
-        rewritten = rewrite_messages(request.messages, plan.form, known)
+        rules = self.server_version
+        known = request.shared.table(f"vllm messages, {rules.release}, {plan.form}")
+        rewritten = rewrite_messages(request.messages, plan.form, rules, known)
 
         def render(conversation: Conversation) -> str:
             return plan.template.render(
                 conversation,
                 tools=plan.tools,
                 documents=plan.documents,
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=add_generation_prompt and plan.opens_turn,
                 **plan.variables,
             )
 
-        conversation = place_developer_messages(rewritten.conversation, plan.facts)
+        conversation = rewritten.conversation
+        if rules.moves_developer:
+            conversation = place_developer_messages(conversation, plan.facts)
         text = render_any_ids(render, conversation) if rewritten.lacks_ids else render(conversation)
         if add_generation_prompt and not text:
             raise Rejected(
@@ -140,23 +161,30 @@ class VllmDialect(TemplateDialect):
         return Rendering(text, ("arguments_coerced",) if rewritten.arguments_coerced else ())
 
     def _plan(self, request: ChatRequest, templates: ChatTemplates) -> _RenderPlan:
+        rules = self.server_version
+        is_shown = request.tools is not None and not self.hides_tools
         kwargs = merge_template_kwargs(
             self.default_chat_template_kwargs,
-            None if request.tools is None or self.hides_tools else dump_tools(request.tools),
+            dump_tools(request.tools, rules) if is_shown else None,
             expect_object(request.chat_template_kwargs, "chat_template_kwargs"),
             self.reasoning_effort,
+            rules,
         )
+        opens_turn = kwargs.pop("add_generation_prompt", True)
         tools = read_tool_dicts(kwargs.pop("tools", None))
         template = templates.for_request(has_tools=tools is not None)
         facts = read_source(find_template_facts, template.source)
-        call = split_template_kwargs(keep_accepted_kwargs(kwargs, facts))
+        if rules.filters_kwargs:
+            kwargs = keep_accepted_kwargs(kwargs, facts)
+        call = split_template_kwargs(kwargs)
         return _RenderPlan(
             template,
             facts,
-            facts.content_form if self.content_format == "auto" else self.content_format,
+            facts.content_form(rules) if self.content_format == "auto" else self.content_format,
             tools,
             call.documents,
             {CLOCK_FUNCTION: FixedClock(self.fixed_date), **call.variables},
+            opens_turn,
         )
 
 
@@ -170,6 +198,7 @@ class _RenderPlan:
     tools: list[dict[str, Any]] | None
     documents: list[dict[str, Any]] | None
     variables: dict[str, Any]
+    opens_turn: bool
 
 
 _OPTIONS: Mapping[str, Reader] = {
@@ -177,7 +206,8 @@ _OPTIONS: Mapping[str, Reader] = {
     "exclude_tools_when_tool_choice_none": read_flag,
     "tool_choice": choice_of("auto", "required", "none"),
     "default_chat_template_kwargs": read_mapping,
-    "reasoning_effort": choice_of(*REASONING_EFFORTS),
+    "reasoning_effort": choice_of(*VllmRules().efforts),
+    "server_version": read_rules,
     "fixed_date": read_moment,
     "tokenizer_mode": choice_of("auto", "hf"),
 }
@@ -205,34 +235,38 @@ def merge_template_kwargs(
     tools: list[dict[str, Any]] | None,
     asked: Mapping[str, Any],
     reasoning_effort: str | None,
+    rules: VllmRules,
 ) -> dict[str, Any]:
     """Return the template kwargs: the server's defaults, the tools, what the request asked for.
 
     Later ones win. A request's null and ``"auto"`` count as not asked. The request's
     ``reasoning_effort`` field wins over the kwarg and turns thinking on (off for ``none``) unless
-    ``enable_thinking`` was asked for. Whether to add a generation prompt is never the kwargs' to say.
+    ``enable_thinking`` was asked for. Whether to add a generation prompt is not the kwargs' to say
+    since 0.16.
 
     ``vllm/entrypoints/openai/chat_completion/protocol.py``: ``build_chat_params``;
     ``vllm/renderers/params.py``: ``merge_kwargs``, ``with_defaults``.
     """
     fields: dict[str, Any] = {}
-    if reasoning_effort is not None:
+    if rules.passes_effort and (reasoning_effort is not None or not rules.merges_kwargs):
         fields["reasoning_effort"] = reasoning_effort
-        if "enable_thinking" not in asked:
-            fields["enable_thinking"] = reasoning_effort != "none"
-    merged = {**_SERVER_KWARGS, **defaults}
+    asks_thinking = rules.effort_sets_thinking and "enable_thinking" not in asked
+    if asks_thinking and reasoning_effort is not None:
+        fields["enable_thinking"] = reasoning_effort != "none"
+    merged = {**(_SERVER_KWARGS if rules.sets_cohere_format else {}), **defaults}
     if tools is not None:
         merged["tools"] = tools
-    merged |= {
-        name: value for name, value in {**asked, **fields}.items() if value not in (None, "auto")
-    }
+    unset = (None, "auto") if rules.merges_kwargs else ()
+    merged |= {name: value for name, value in {**asked, **fields}.items() if value not in unset}
     if "chat_template" in merged:
         raise Rejected(
             "server_refused",
             "chat_template_kwargs: vLLM refuses a chat_template in a request; give chat_template: FILE",
         )
-    for name in ("add_generation_prompt", "continue_final_message", "tokenize"):
-        merged.pop(name, None)
+    merged.pop("tokenize", None)
+    if rules.merges_kwargs:
+        for name in ("add_generation_prompt", "continue_final_message"):
+            merged.pop(name, None)
     return merged
 
 

@@ -1,4 +1,4 @@
-"""How vLLM 0.33.0 rewrites messages before the template sees them.
+"""How vLLM rewrites messages before the template sees them, in the version whose rules are given.
 
 Two layers of the server act on a request: the schema of its HTTP API, and the parser behind it. The
 parser is followed to the letter. The schema's refusals of mere spelling are not: where a request
@@ -8,7 +8,6 @@ object around plain text), that completion is rendered, because public data is o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,17 +15,14 @@ from pipeline.errors import Rejected
 from pipeline.prompt.request import (
     expect_list,
     expect_object,
-    expect_text,
-    in_field_order,
     optional_text,
     read_role,
     refuse_part,
     require,
 )
 from pipeline.prompt.template_facts import ContentForm
-from pipeline.prompt.vllm_tools import order_developer_tools
-
-Conversation = list[dict[str, Any]]
+from pipeline.prompt.vllm_tools import Conversation, order_developer_tools, rewrite_tool_calls
+from pipeline.prompt.vllm_versions import VllmRules
 
 # Part type -> the key that holds its text. vllm/renderers/chat_utils/chat_message.py: MM_PARSER_MAP.
 TEXT_PARTS = {
@@ -76,9 +72,6 @@ _PART_FIELDS = frozenset(
     ]
 )
 _BILLING_HEADER = "x-anthropic-billing-header"
-# The order in which the request's schema writes the keys of a call.
-_CALL_FIELDS = ("id", "function", "type")
-_CALL_FUNCTION_FIELDS = ("arguments", "name")
 
 
 class RewrittenMessage(NamedTuple):
@@ -103,11 +96,15 @@ class Rewritten(NamedTuple):
 
 
 def rewrite_messages(
-    messages: object, form: ContentForm, known: dict[int, RewrittenMessage] | None = None
+    messages: object,
+    form: ContentForm,
+    rules: VllmRules,
+    known: dict[int, RewrittenMessage] | None = None,
 ) -> Rewritten:
     """Return the conversation as the template gets it; ``messages`` stays as it is.
 
-    ``known`` is what earlier calls for the same ``form`` made of the messages, by the id of each.
+    ``known`` is what earlier calls for the same ``form`` and ``rules`` made of the messages, by the
+    id of each.
     """
     known = {} if known is None else known
     listed = expect_list(messages, "messages")
@@ -118,8 +115,8 @@ def rewrite_messages(
     for index, message in enumerate(listed):
         found = known.get(id(message))
         if found is None:
-            found = rewrite_text(message, form) or rewrite_message(
-                message, f"messages[{index}]", form
+            found = rewrite_text(message, form, rules) or rewrite_message(
+                message, f"messages[{index}]", form, rules
             )
             known[id(message)] = found
         conversation.append(found.fields)
@@ -128,7 +125,7 @@ def rewrite_messages(
     return Rewritten(conversation, coerced, lacks_ids)
 
 
-def rewrite_text(message: Any, form: ContentForm) -> RewrittenMessage | None:
+def rewrite_text(message: Any, form: ContentForm, rules: VllmRules) -> RewrittenMessage | None:
     """Return what `rewrite_message` does for the most frequent message: a role, a text, no more.
 
     None where there is more to it, or where a rule speaks of the role or the text.
@@ -140,12 +137,14 @@ def rewrite_text(message: Any, form: ContentForm) -> RewrittenMessage | None:
         return None
     if role == "system" and content.startswith(_BILLING_HEADER):
         return None
-    if form == "openai" and role != "tool":
+    if form == "openai" and not (role == "tool" and rules.joins_tool_parts):
         content = [{"type": "text", "text": content}]
     return RewrittenMessage(message, {"role": role, "content": content}, False, False)
 
 
-def rewrite_message(item: object, where: str, form: ContentForm) -> RewrittenMessage:
+def rewrite_message(
+    item: object, where: str, form: ContentForm, rules: VllmRules
+) -> RewrittenMessage:
     """Return a message as the template gets it.
 
     Only the keys that vLLM copies survive, in this order: role, content, then an assistant's
@@ -156,15 +155,16 @@ def rewrite_message(item: object, where: str, form: ContentForm) -> RewrittenMes
     ``_postprocess_messages``.
     """
     message, role = read_role(item, where)
-    fields: dict[str, Any] = {"role": role, "content": rewrite_content(message, role, where, form)}
+    content = rewrite_content(message, role, where, form, rules)
+    fields: dict[str, Any] = {"role": role, "content": content}
     coerced = lacks_ids = False
     calls = message.get("tool_calls")
     listed = [] if calls is None else expect_list(calls, f"{where}.tool_calls")
     if role == "assistant":
-        if listed:
-            fields["tool_calls"], coerced = rewrite_tool_calls(listed, f"{where}.tool_calls")
+        if listed or (calls is not None and not rules.drops_empty_calls):
+            fields["tool_calls"], coerced = rewrite_tool_calls(listed, f"{where}.tool_calls", rules)
             lacks_ids = any("id" not in call for call in fields["tool_calls"])
-        reasoning = find_reasoning(message, where)
+        reasoning = find_reasoning(message, where, rules)
         if reasoning is not None:
             fields |= {"reasoning": reasoning, "reasoning_content": reasoning}
     elif role == "tool" and "tool_call_id" in message:
@@ -172,16 +172,16 @@ def rewrite_message(item: object, where: str, form: ContentForm) -> RewrittenMes
     name = optional_text(message, "name", where)
     if name is not None:
         fields["name"] = name
-    if isinstance(message.get("task"), str):
+    if rules.passes_task and isinstance(message.get("task"), str):
         fields["task"] = message["task"]
-    if role == "developer":
+    if role == "developer" and rules.passes_developer_tools:
         fields["tools"] = order_developer_tools(message.get("tools"), f"{where}.tools")
     return RewrittenMessage(message, fields, coerced, lacks_ids)
 
 
 def rewrite_content(
-    message: Mapping[str, Any], role: str, where: str, form: ContentForm
-) -> str | list[dict[str, Any]]:
+    message: Mapping[str, Any], role: str, where: str, form: ContentForm, rules: VllmRules
+) -> str | list[Any]:
     """Return the content in the form that the template takes.
 
     ``string``: the parts that are not empty, joined by one newline. ``openai``: a list of parts, for
@@ -192,21 +192,28 @@ def rewrite_content(
     """
     content = message.get("content")
     if isinstance(content, str):
-        content = [content]
+        content = [{"type": "text", "text": content}]
     items = [] if content is None else expect_list(content, f"{where}.content")
-    if role == "system":
+    if role == "system" and rules.strips_billing:
         items = strip_billing_header(items)
-    read = [read_part(item, f"{where}.content[{index}]") for index, item in enumerate(items)]
+    read = [read_part(item, f"{where}.content[{at}]", rules) for at, item in enumerate(items)]
     parts = [part for part in read if part is not None]
     if form == "string":
         texts = [part["text"] if part["type"] == "text" else part["name"] for part in parts]
         return "\n".join(text for text in texts if text)
-    if role == "tool" and all(part["type"] == "text" for part in parts):
+    if not rules.wraps_bare_text and any(isinstance(item, str) for item in items):
+        return [
+            item if isinstance(item, str) else part
+            for item, part in zip(items, read, strict=True)
+            if part is not None
+        ]
+    is_joined = role == "tool" and rules.joins_tool_parts
+    if is_joined and all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts
 
 
-def read_part(item: object, where: str) -> dict[str, Any] | None:
+def read_part(item: object, where: str, rules: VllmRules) -> dict[str, Any] | None:
     """Return a text part (with its foreign keys) or a tool reference; None where its text is null.
 
     Media is refused: its tokens come from the model's processor, not from the template.
@@ -222,17 +229,19 @@ def read_part(item: object, where: str) -> dict[str, Any] | None:
         refuse_part(media[0] if kind is None else kind, where)
     if kind is None:
         raise Rejected("missing_field", f"{where} has no 'type'", part)
-    if part.get("uuid") is not None:
+    if rules.refuses_uuids and part.get("uuid") is not None:
         raise Rejected("server_refused", f"{where}: vLLM takes a uuid for a sign of media", part)
-    if kind == "tool_reference":
+    if kind == "tool_reference" and rules.knows_tool_references:
         return {"type": kind, "name": optional_text(part, "name", where)}
-    if kind not in TEXT_PARTS:
+    if kind not in TEXT_PARTS or not rules.knows_part(kind):
         raise Rejected("server_refused", f"{where}: vLLM knows no part of type {kind!r}", part)
     text = optional_text(part, TEXT_PARTS[kind], where)
     if text is None:
         if kind in ("text", "refusal"):
             return None
         require(part, TEXT_PARTS[kind], where)
+    if not rules.keeps_part_fields:
+        return {"type": "text", "text": text}
     extra = {key: value for key, value in part.items() if key not in _PART_FIELDS}
     return {"type": "text", "text": text, **extra}
 
@@ -253,81 +262,14 @@ def strip_billing_header(items: Sequence[Any]) -> list[Any]:
     return kept
 
 
-def find_reasoning(message: Mapping[str, Any], where: str) -> str | None:
-    """Return the reasoning of an assistant's message under its new name or its old one.
+def find_reasoning(message: Mapping[str, Any], where: str, rules: VllmRules) -> str | None:
+    """Return the reasoning of an assistant's message under a name that the version reads.
 
     vLLM 0.33.0, ``vllm/entrypoints/openai/chat_completion/protocol.py``:
     ``_normalize_messages_before``.
     """
-    reasoning = optional_text(message, "reasoning", where)
-    return optional_text(message, "reasoning_content", where) if reasoning is None else reasoning
-
-
-def rewrite_tool_calls(calls: Sequence[Any], where: str) -> tuple[list[dict[str, Any]], bool]:
-    """Return the calls with keys in the schema's order and arguments as objects.
-
-    The second value is True where arguments were lost. A call without an id stays without one.
-
-    vLLM 0.33.0, ``chat_message.py``: ``_postprocess_messages``.
-    """
-    rewritten: list[dict[str, Any]] = []
-    coerced = False
-    for index, item in enumerate(calls):
-        at = f"{where}[{index}]"
-        call = dict(expect_object(item, at))
-        kind = optional_text(call, "type", at) or "function"
-        if kind != "function":
-            raise Rejected(
-                "server_refused", f"{at}: vLLM takes calls of type 'function' only", item
-            )
-        function = dict(expect_object(require(call, "function", at), f"{at}.function"))
-        expect_text(require(function, "name", f"{at}.function"), f"{at}.function.name")
-        function["arguments"], lost = read_arguments(
-            function.get("arguments"), f"{at}.function.arguments"
-        )
-        coerced |= lost
-        call |= {"type": kind, "function": in_field_order(function, _CALL_FUNCTION_FIELDS)}
-        if optional_text(call, "id", at) is None:
-            call.pop("id", None)
-        rewritten.append(in_field_order(call, _CALL_FIELDS))
-    return rewritten, coerced
-
-
-def read_arguments(arguments: object, where: str) -> tuple[dict[str, Any], bool]:
-    """Return a call's arguments as an object, and whether something was thrown away.
-
-    Nothing given (null, empty text) is an empty object; so is, with a loss, what is no JSON object.
-
-    vLLM 0.33.0, ``chat_message.py``: ``_postprocess_messages``.
-    """
-    if isinstance(arguments, Mapping):
-        return dict(arguments), False
-    if arguments is None or arguments == "":
-        return {}, False
-    if not isinstance(arguments, str):
-        return {}, True
-    try:
-        parsed = json.loads(arguments)
-    except json.JSONDecodeError:
-        return {}, True
-    except (RecursionError, ValueError) as error:
-        # Nesting or integers without end: the server fails on them with an internal error.
-        raise Rejected("server_refused", f"{where} cannot be parsed: {error}", arguments) from error
-    return (parsed, False) if isinstance(parsed, dict) else ({}, True)
-
-
-def fill_call_ids(conversation: Conversation, filler: str) -> Conversation:
-    """Return the conversation with ids made from ``filler`` for the calls that have none.
-
-    vLLM's schema demands an id, so a client had one; rendering with two fillers shows whether the
-    template lets it through.
-    """
-    filled: Conversation = []
-    count = 0
-    for message in conversation:
-        calls: list[dict[str, Any]] = []
-        for call in message.get("tool_calls", []):
-            count += "id" not in call
-            calls.append(call if "id" in call else {"id": f"{filler}{count:05d}", **call})
-        filled.append(message | {"tool_calls": calls} if calls else message)
-    return filled
+    reasoning = optional_text(message, "reasoning", where) if rules.reads_reasoning else None
+    is_absent = reasoning is None or (rules.skips_empty_reasoning and not reasoning)
+    if is_absent and rules.reads_reasoning_content:
+        return optional_text(message, "reasoning_content", where)
+    return reasoning

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import Rejected
-from pipeline.lines.cells import Decoder, drop_nulls, find_decoder, write_json
+from pipeline.lines.cells import ARGUMENTS, Decoder, drop_nulls, find_decoder, write_json
 from pipeline.lines.tables import choose_columns, values_of
 from pipeline.lines.text import SourceLine
 
@@ -88,7 +88,7 @@ def _drop_argument_nulls(value: Any) -> Any:
         return value
     return {
         key: drop_nulls(item)
-        if key == "arguments" and isinstance(item, dict)
+        if key in ARGUMENTS and isinstance(item, dict)
         else _drop_argument_nulls(item)
         for key, item in cast("dict[str, Any]", value).items()
     }

@@ -11,6 +11,7 @@ from typing import Any, Final
 from pipeline.config import RowSettings
 from pipeline.errors import UsageError
 from pipeline.prompt.request import SERVER_VERSIONS
+from pipeline.prompt.vllm_versions import read_rules
 from pipeline.tokens.files import find_tokenizer_folder, hash_tokenizer_files
 
 SEAL_FORMAT: Final = 2
@@ -26,11 +27,15 @@ def make_row_seal(settings: RowSettings) -> dict[str, Any]:
     Raises `UsageError` where the tokenizer or the template file is missing.
     """
     folder = find_tokenizer_folder(settings.tokenizer)
+    version = SERVER_VERSIONS[settings.server]
+    if settings.server == "vllm" and "server_version" in settings.server_options:
+        asked = settings.server_options["server_version"]
+        version = read_rules("server_options.server_version", asked).release
     return {
         "format": SEAL_FORMAT,
         "tokenizer": {"files": hash_tokenizer_files(folder)},
         "chat_template": _hash_text_file(settings.chat_template),
-        "server": {"name": settings.server, "version": SERVER_VERSIONS[settings.server]},
+        "server": {"name": settings.server, "version": version},
         "settings": settings.sealed_settings(),
         "versions": {name: metadata.version(name) for name in _VERSIONED},
     }

@@ -25,8 +25,17 @@ _SHAPES = {
     "attention_mask": "KT",
     "weights": "K",
 }
+_CONVERSATION_SHAPES = {
+    "context_input_ids": "GC",
+    "context_index": "K",
+    "branch_at": "K",
+    "input_ids": "KR",
+    "labels": "KR",
+    "attention_mask": "KR",
+    "weights": "K",
+}
 _MASKS = ("context_attention_mask", "attention_mask")
-_REMEDY = 'collate with ContextFrozenCollator(layout="split")'
+_REMEDY = 'collate with ContextFrozenCollator(layout="split"), "grouped" or "conversation"'
 
 
 class RowLengths(NamedTuple):
@@ -42,32 +51,57 @@ def check_batch(batch: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises `UsageError` for another layout, for tensors that do not fit each other, and for ids,
     labels, masks or positions that are no integers; `BadRow` for values that no row can have.
     """
-    missing = [name for name in _SHAPES if name not in batch]
-    if missing:
+    if "branch_at" in batch:
         raise UsageError(
-            f"the batch holds {', '.join(sorted(batch))}; expected the split or grouped layout, "
-            f"with {', '.join(missing)}: {_REMEDY}"
+            "the batch has the conversation layout, whose losses come one by one; expected split or "
+            "grouped: use frozen_losses, or another layout of ContextFrozenCollator"
         )
-    whole: dict[str, Any] = dict(batch)
-    for name in [*_SHAPES, *(["context_index"] if "context_index" in batch else [])]:
-        whole[name] = _read_tensor(name, batch[name])
-    _check_shapes(whole)
-    if whole["input_ids"].device.type == "cpu" and whole["weights"].device.type == "cpu":
-        _check_values(whole)
+    shapes = _SHAPES | ({"context_index": "K"} if "context_index" in batch else {})
+    whole = _read_tensors(batch, shapes, "split or grouped layout")
+    sizes = _check_shapes(whole, shapes)
+    if sizes["T"] != sizes["C"] + sizes["R"]:
+        raise UsageError(
+            f"attention_mask spans {sizes['T']} columns; expected those of both phases, "
+            f"{sizes['C']} + {sizes['R']}: {_REMEDY}"
+        )
+    if "context_index" not in batch and sizes["G"] != sizes["K"]:
+        raise UsageError(
+            f"{sizes['K']} continuations for {sizes['G']} contexts; expected as many, or a "
+            f"context_index for each continuation: {_REMEDY}"
+        )
+    if _is_on_cpu(whole):
+        _check_values(whole, whole["attention_mask"][:, sizes["C"] :])
+        for name in ("position_ids", "context_position_ids"):
+            _refuse_rows((whole[name] < 0).any(1), f"{name} below 0")
+    return whole
+
+
+def check_conversation(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a ``conversation`` batch, its integers as int64. Raises as `check_batch` does."""
+    whole = _read_tensors(batch, _CONVERSATION_SHAPES, "conversation layout")
+    width = _check_shapes(whole, _CONVERSATION_SHAPES)["C"]
+    if _is_on_cpu(whole):
+        _check_values(whole, whole["attention_mask"])
+        is_outside = (whole["branch_at"] < 0) | (whole["branch_at"] > width)
+        _refuse_rows(is_outside, f"branch_at outside the {width} tokens of the contexts")
     return whole
 
 
 def measure_rows(batch: Mapping[str, Any]) -> RowLengths:
     """Return the lengths of the rows of a batch; this waits for the device that it is on."""
-    frozen: Tensor = batch["context_attention_mask"].sum(dim=1)
+    total: Tensor = batch["attention_mask"].sum(dim=1)
+    if "branch_at" in batch:
+        frozen: Tensor = batch["branch_at"]
+        return RowLengths(frozen.tolist(), (frozen + total).tolist())
+    frozen = batch["context_attention_mask"].sum(dim=1)
     if "context_index" in batch:
         frozen = frozen[batch["context_index"]]
-    return RowLengths(frozen.tolist(), batch["attention_mask"].sum(dim=1).tolist())
+    return RowLengths(frozen.tolist(), total.tolist())
 
 
 def most_tokens(batch: Mapping[str, Any]) -> int:
     """Return a bound on the length of the rows that needs no look at the device."""
-    return batch["attention_mask"].shape[1]
+    return batch["context_input_ids"].shape[1] + batch["input_ids"].shape[1]
 
 
 def name_rows(places: Sequence[int], lengths: RowLengths) -> str:
@@ -92,9 +126,22 @@ def _read_tensor(name: str, value: Any) -> Tensor:
     return value if name in _MASKS and value.dtype is torch.bool else value.to(torch.int64)
 
 
-def _check_shapes(batch: Mapping[str, Any]) -> None:
+def _read_tensors(
+    batch: Mapping[str, Any], shapes: Mapping[str, str], layout: str
+) -> dict[str, Any]:
+    missing = [name for name in shapes if name not in batch]
+    if missing:
+        raise UsageError(
+            f"the batch holds {', '.join(sorted(batch))}; expected the {layout}, "
+            f"with {', '.join(missing)}: {_REMEDY}"
+        )
+    return dict(batch) | {name: _read_tensor(name, batch[name]) for name in shapes}
+
+
+def _check_shapes(batch: Mapping[str, Any], shapes: Mapping[str, str]) -> dict[str, int]:
+    """Return the size of each axis."""
     sizes: dict[str, int] = {}
-    for name, axes in _SHAPES.items():
+    for name, axes in shapes.items():
         shape: Sequence[int] = batch[name].shape
         if len(shape) != len(axes):
             raise UsageError(f"{name} has {len(shape)} axes; expected {len(axes)}: {_REMEDY}")
@@ -106,31 +153,22 @@ def _check_shapes(batch: Mapping[str, Any]) -> None:
                 )
     if not sizes["K"] or not sizes["R"]:
         raise UsageError("the batch has no rows; expected one or more: check the batch sampler")
-    if sizes["T"] != sizes["C"] + sizes["R"]:
-        raise UsageError(
-            f"attention_mask spans {sizes['T']} columns; expected those of both phases, "
-            f"{sizes['C']} + {sizes['R']}: {_REMEDY}"
-        )
-    index: Tensor | None = batch.get("context_index")
-    if (index is None and sizes["G"] != sizes["K"]) or (
-        index is not None and list(index.shape) != [sizes["K"]]
-    ):
-        raise UsageError(
-            f"{sizes['K']} continuations for {sizes['G']} contexts; expected as many, or a "
-            f"context_index for each continuation: {_REMEDY}"
-        )
+    return sizes
 
 
-def _check_values(batch: Mapping[str, Any]) -> None:
+def _is_on_cpu(batch: Mapping[str, Any]) -> bool:
+    return batch["input_ids"].device.type == "cpu" and batch["weights"].device.type == "cpu"
+
+
+def _check_values(batch: Mapping[str, Any], live_mask: Tensor) -> None:
     """Refuse values on the CPU that a model would take for something else, or crash on."""
     _refuse_rows(
         ~torch.isfinite(batch["weights"]) | (batch["weights"] < 0), "a weight below 0 or not finite"
     )
-    width = batch["context_input_ids"].shape[1]
-    is_padding = batch["attention_mask"][:, width:] == 0
+    is_padding = live_mask == 0
     _refuse_rows((is_padding & (batch["labels"] != IGNORE_LABEL)).any(1), "a label on padding")
     _refuse_rows(is_padding[:, 0], "no last context token: its continuation is not right-padded")
-    for name in ("input_ids", "context_input_ids", "position_ids", "context_position_ids"):
+    for name in ("input_ids", "context_input_ids"):
         _refuse_rows((batch[name] < 0).any(1), f"{name} below 0")
     index: Tensor | None = batch.get("context_index")
     if index is not None:

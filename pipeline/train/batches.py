@@ -1,4 +1,4 @@
-"""What a collator hands to a trainer: three layouts, each a dict with named axes.
+"""What a collator hands to a trainer: four layouts, each a dict with named axes.
 
 Axes: ``B`` rows; ``T`` the longest row, in tokens; ``C`` the longest frozen part and ``R`` the
 longest last context token + continuation, in tokens; ``G`` distinct frozen parts; ``K``
@@ -49,4 +49,22 @@ class GroupedBatch(_TwoPhaseBatch):
     context_index: Annotated[Tensor, "K"]
 
 
-Batch = JoinedBatch | SplitBatch | GroupedBatch
+class ConversationBatch(TypedDict):
+    """Rows whose frozen parts begin one another, each chain of them once, for `frozen_losses`.
+
+    ``context_input_ids`` hold the longest frozen part of each of the ``G`` chains, right-padded;
+    continuation ``k`` leaves number ``context_index[k]`` after ``branch_at[k]`` tokens. The
+    ``attention_mask`` is that of the continuations.
+    """
+
+    context_input_ids: Annotated[Tensor, "G C"]
+    context_index: Annotated[Tensor, "K"]
+    branch_at: Annotated[Tensor, "K"]
+    input_ids: Annotated[Tensor, "K R"]
+    attention_mask: Annotated[Tensor, "K R"]
+    labels: Annotated[Tensor, "K R"]
+    num_continuation_tokens: int
+    weights: Annotated[Tensor, "K", "float32"]
+
+
+Batch = JoinedBatch | SplitBatch | GroupedBatch | ConversationBatch

@@ -1,4 +1,4 @@
-"""Rows of a saved set to padded CPU batches, in the three layouts of `pipeline.train.batches`.
+"""Rows of a saved set to padded CPU batches, in the four layouts of `pipeline.train.batches`.
 
 Each tensor is one numpy block that the rows are copied into once; no tokenizer is needed. Fastest
 with ``dataset.with_format("arrow")[indices]``, then with rows of ``with_format("numpy")``; lists
@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import BadRow, UsageError, excerpt_of
+from pipeline.rows.chains import find_chains
 from pipeline.train.batches import Batch
 from pipeline.train.token_rows import IntArray, RowSource, TokenRow, read_token_rows
 from pipeline.types import IGNORE_LABEL
 
-Layout = Literal["joined", "split", "grouped"]
+Layout = Literal["joined", "split", "grouped", "conversation"]
 Block = NDArray[np.int64]
 
 _FALLBACK_PAD_ID = 0
@@ -33,7 +34,9 @@ class ContextFrozenCollator:
     Args:
         layout: ``joined`` [B, T] for any trainer, ``split`` [B, C] + [B, R] for
             `pipeline.train.step.context_frozen_loss`, ``grouped`` [G, C] + [K, R] to run equal contexts
-            once (rows with the same frozen ids share a line of ``context_*``).
+            once (rows with the same frozen ids share a line of ``context_*``), ``conversation`` to
+            run frozen parts that begin one another in one pass, with
+            `pipeline.train.step.frozen_losses`; a row that fits no other is a pass by itself.
         pad_token_id: id in padded places; every one of them is masked and unlabelled. Default: the
             tokenizer's, else 0, which every vocabulary has.
         pad_to_multiple_of: C, R and T are rounded up to a multiple of this, in tokens.
@@ -90,7 +93,13 @@ class ContextFrozenCollator:
             )
         checked = read_token_rows(rows, with_rejected=self.with_rejected)
         self._refuse_long_rows(checked)
-        batch = self._join(checked) if self.layout == "joined" else self._split(checked)
+        match self.layout:
+            case "joined":
+                batch = self._join(checked)
+            case "conversation":
+                batch = self._chain(checked)
+            case _:
+                batch = self._split(checked)
         moved = {name: self._to_tensor(value) for name, value in batch.items()}
         return cast("Batch", moved)
 
@@ -125,20 +134,15 @@ class ContextFrozenCollator:
         offsets = np.arange(context_width) - (context_width - context_lens[:, None])
         context_mask = (offsets >= 0).astype(np.int64)
 
-        lengths = _count([row.live_ids for row in rows])
-        width = self._round_up(lengths.max())
-        real = np.arange(width) < lengths[:, None]
-        labels = self._pad_labels(rows, [1] * len(rows), width)
-        batch: dict[str, Any] = {
+        live = self._block_live(rows)
+        real = live["attention_mask"]
+        starts = context_lens[index][:, None]
+        batch: dict[str, Any] = live | {
             "context_input_ids": self._pad(contexts, context_width, side="left"),
             "context_attention_mask": context_mask,
             "context_position_ids": offsets * context_mask,
-            "input_ids": self._pad([row.live_ids for row in rows], width, side="right"),
-            "attention_mask": np.concatenate([context_mask[index], real.astype(np.int64)], axis=1),
-            "labels": labels,
-            "position_ids": (context_lens[index][:, None] + np.arange(width)) * real,
-            "num_continuation_tokens": sum(int((row.labels != IGNORE_LABEL).sum()) for row in rows),
-            "weights": np.array([row.weight for row in rows], np.float32),
+            "attention_mask": np.concatenate([context_mask[index], real], axis=1),
+            "position_ids": (starts + np.arange(real.shape[1])) * real,
         }
         if self.layout == "grouped":
             batch["context_index"] = index
@@ -150,6 +154,32 @@ class ContextFrozenCollator:
             start = width - len(piece) if side == "left" else 0
             line[start : start + len(piece)] = piece
         return block
+
+    def _block_live(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
+        """Return what every layout of two phases says of the continuations."""
+        lengths = _count([row.live_ids for row in rows])
+        width = self._round_up(lengths.max())
+        return {
+            "input_ids": self._pad([row.live_ids for row in rows], width, side="right"),
+            "attention_mask": (np.arange(width) < lengths[:, None]).astype(np.int64),
+            "labels": self._pad_labels(rows, [1] * len(rows), width),
+            "num_continuation_tokens": sum(int((row.labels != IGNORE_LABEL).sum()) for row in rows),
+            "weights": np.array([row.weight for row in rows], np.float32),
+        }
+
+    def _chain(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
+        frozen = [row.frozen_ids for row in rows]
+        chains = find_chains(frozen)
+        index = np.empty(len(rows), np.int64)
+        for place, chain in enumerate(chains):
+            index[chain] = place
+        contexts = [frozen[chain[-1]] for chain in chains]
+        width = self._round_up(_count(contexts).max())
+        return self._block_live(rows) | {
+            "context_input_ids": self._pad(contexts, width, side="right"),
+            "context_index": index,
+            "branch_at": _count(frozen),
+        }
 
     def _pad_labels(self, rows: Sequence[TokenRow], starts: Sequence[int], width: int) -> Block:
         """Return labels [B, width], those of row ``b`` from column ``starts[b]`` on."""

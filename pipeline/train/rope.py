@@ -54,15 +54,19 @@ def fix_rope(model: torch.nn.Module, max_model_len: int) -> None:
             module.rope_type = {**module.rope_type, layer_type: _FIXED}
 
 
-def refuse_turning_rows(ropes: list[TurningRope], lengths: RowLengths, model_name: str) -> None:
-    """Raise `UnsupportedModel` where a row would get other frequencies than alone, or in one phase."""
+def refuse_turning_rows(
+    ropes: list[TurningRope], lengths: RowLengths, first_pass: int, model_name: str
+) -> None:
+    """Raise `UnsupportedModel` where a row would get other frequencies than alone, or in one phase.
+
+    ``first_pass`` is how many tokens phase 1 shows the model at first, before it shows any other.
+    """
     for rope in ropes:
         beyond = [place for place, total in enumerate(lengths.total) if total > rope.limit]
-        # Phase 1 sees the longest frozen part alone.
         is_right = not beyond or (
             "dynamic" not in rope.kind
             and len(beyond) == len(lengths.total)
-            and max(lengths.frozen) > rope.limit
+            and first_pass > rope.limit
         )
         if not is_right:
             raise UnsupportedModel(

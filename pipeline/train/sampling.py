@@ -8,22 +8,16 @@ both budgets; both phases so have little padding, and no bucket widths need to b
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch.distributed
 from numpy.typing import NDArray
 
-from pipeline.errors import UsageError
-from pipeline.types import REJECTED
+from pipeline.train.epochs import EpochSampler, Lengths, Unit, read_column
 
 logger = logging.getLogger(__name__)
-Lengths = NDArray[np.int64]
 
 # Rows planned together: enough to find like lengths among, few enough to plan in a second.
 _POOL_ROWS = 8192
@@ -40,150 +34,22 @@ class PaddingShare(NamedTuple):
     both: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """Rows that stay in one batch: their places in the set, and their longest parts in tokens."""
+class _TokenBudgetSampler(EpochSampler):
+    """What both samplers of padded batches share: cut the rows to fit, count the padding."""
 
-    rows: tuple[int, ...]
-    frozen: int
-    live: int
+    def _plan_batches(self, random: np.random.Generator) -> list[list[int]]:
+        order = random.permutation(len(self._units))
+        batches: list[list[int]] = []
+        for start in range(0, len(order), _POOL_ROWS):
+            pool = [self._units[place] for place in order[start : start + _POOL_ROWS]]
+            batches += _cut_to_fit(pool, self.context_tokens, self.continuation_tokens, random)
+        return batches
 
+    def _even_out(self, batches: list[list[int]], random: np.random.Generator) -> list[list[int]]:
+        """Return the batches with the widest halved until the ranks come out even.
 
-class _TokenBudgetSampler(ABC):
-    """What both samplers share: plan an epoch, deal its batches to ranks, remember the place."""
-
-    def __init__(
-        self,
-        rows: Any,
-        context_tokens: int = 32_768,
-        continuation_tokens: int = 8_192,
-        seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        *,
-        with_rejected: bool = False,
-    ) -> None:
-        has_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if world_size is None:
-            world_size = torch.distributed.get_world_size() if has_group else 1
-        if rank is None:
-            rank = torch.distributed.get_rank() if has_group else 0
-        if not 0 <= rank < world_size:
-            raise UsageError(f"rank is {rank} of {world_size}; expected 0 to world_size - 1")
-        for name, budget in (
-            ("context_tokens", context_tokens),
-            ("continuation_tokens", continuation_tokens),
-        ):
-            if budget < 1:
-                raise UsageError(f"{name} is {budget}; expected a budget of 1 or more tokens")
-        self.context_tokens, self.continuation_tokens = context_tokens, continuation_tokens
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        if not with_rejected:
-            _refuse_rejected(rows)
-        context_lens = _read_column(rows, "context_len").astype(np.int64)
-        self._frozen: Lengths = context_lens - 1
-        self._live: Lengths = _read_column(rows, "total_len").astype(np.int64) - self._frozen
-        if len(context_lens) < world_size:
-            raise UsageError(
-                f"{len(context_lens)} rows for {world_size} ranks; expected at least one each"
-            )
-        self._groups = self._read_groups(rows)
-        self._units = self._make_units()
-        self._epoch, self._batches_done = 0, 0
-        self._plan_epoch: int | None = None
-        self._plan: list[list[list[int]]] = []
-        self._warn_of_long_rows()
-
-    @abstractmethod
-    def _read_groups(self, rows: Any) -> Lengths:
-        """Return the number of the context of each row: rows of one number run it once."""
-
-    @abstractmethod
-    def _make_units(self) -> list[_Unit]:
-        """Return the rows as units that each fit the budgets, or hold one row."""
-
-    @property
-    def batch_size(self) -> int:
-        """Never there: batches differ. Who asks among several ranks is about to deal them again."""
-        has_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if has_group and torch.distributed.get_world_size() > 1:
-            raise UsageError(
-                "the loader of a sampler of its own rank was given to accelerator.prepare, which deals "
-                "batches again; prepare the model and the optimizer alone (docs/training.md)"
-            )
-        raise AttributeError(f"{type(self).__name__} has batches of unlike sizes")
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of ``epoch``; where that is the running one, stay at its place.
-
-        Unless it is called, an iteration that ends goes on to the next epoch by itself.
-        """
-        if epoch != self._epoch:
-            self._epoch, self._batches_done = epoch, 0
-
-    def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
-        """Return the place in the epoch, for `load_state_dict`.
-
-        ``batches_done`` is how many batches of this epoch this rank has trained; default: how many
-        were taken from here. DataLoader workers and `DeviceFeeder` take some ahead, so give it.
-        """
-        done = self._batches_done if batches_done is None else batches_done
-        return {"epoch": self._epoch, "batches_done": done, "plan": self._identify()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken; refuse one of other rows, budgets, seed or ranks."""
-        if state["plan"] != self._identify():
-            raise UsageError(
-                f"the state is of plan {state['plan']}, this sampler makes plan {self._identify()}; "
-                "expected the same rows, budgets, seed and world_size: restore those, or start anew"
-            )
-        self._epoch, self._batches_done = int(state["epoch"]), int(state["batches_done"])
-
-    def padding_share(self) -> PaddingShare:
-        """Return the padded share of the running epoch's batches, all ranks together."""
-        context_cells = live_cells = context_tokens = live_tokens = 0
-        for batch in (batch for step in self._steps() for batch in step):
-            firsts = np.unique(self._groups[batch], return_index=True)[1]
-            contexts = self._frozen[batch][firsts]
-            context_cells += len(contexts) * int(contexts.max())
-            context_tokens += int(contexts.sum())
-            live_cells += len(batch) * int(self._live[batch].max())
-            live_tokens += int(self._live[batch].sum())
-        return PaddingShare(
-            1 - context_tokens / max(context_cells, 1),
-            1 - live_tokens / live_cells,
-            1 - (context_tokens + live_tokens) / (context_cells + live_cells),
-        )
-
-    def __len__(self) -> int:
-        """Return this rank's batches in the running epoch; every rank has as many."""
-        return len(self._steps())
-
-    def __iter__(self) -> Iterator[list[int]]:
-        steps = self._steps()
-        while self._batches_done < len(steps):
-            batch = steps[self._batches_done][self.rank]
-            self._batches_done += 1
-            yield batch
-        self._epoch, self._batches_done = self._epoch + 1, 0
-
-    def _steps(self) -> list[list[list[int]]]:
-        """Return the running epoch's steps, each with one batch for every rank."""
-        if self._plan_epoch != self._epoch:
-            random = np.random.default_rng([self.seed, self._epoch])
-            order = random.permutation(len(self._units))
-            batches: list[list[int]] = []
-            for start in range(0, len(order), _POOL_ROWS):
-                pool = [self._units[place] for place in order[start : start + _POOL_ROWS]]
-                batches += _cut_to_fit(pool, self.context_tokens, self.continuation_tokens, random)
-            self._plan, self._plan_epoch = self._deal(batches, random), self._epoch
-        return self._plan
-
-    def _deal(self, batches: list[list[int]], random: np.random.Generator) -> list[list[list[int]]]:
-        """Return steps of ``world_size`` batches of like cost, shuffled; no row twice.
-
-        The widest batches are halved until the ranks come out even. Where every batch is down to
-        one row, those left over, fewer than ``world_size``, wait for an epoch that draws them.
+        Where every batch is down to one row, those left over, fewer than ``world_size``, wait for
+        an epoch that draws them.
         """
         while len(batches) % self.world_size:
             widest = max(range(len(batches)), key=lambda place: len(batches[place]))
@@ -202,29 +68,26 @@ class _TokenBudgetSampler(ABC):
                 self.world_size,
             )
             batches = [batches[place] for place in random.permutation(len(batches))[left_over:]]
-        batches.sort(key=lambda batch: len(batch) * int((self._frozen + self._live)[batch].max()))
-        steps = [
-            batches[start : start + self.world_size]
-            for start in range(0, len(batches), self.world_size)
-        ]
-        return [steps[place] for place in random.permutation(len(steps))]
+        return batches
 
-    def _identify(self) -> str:
-        settings = (self.context_tokens, self.continuation_tokens, self.seed, self.world_size)
-        digest = hashlib.sha256(repr((type(self).__name__, settings)).encode())
-        for lengths in (self._frozen, self._live, self._groups):
-            digest.update(lengths.tobytes())
-        return digest.hexdigest()[:16]
+    def _count_cost(self, batch: list[int]) -> int:
+        return len(batch) * int((self._frozen + self._live)[batch].max())
 
-    def _warn_of_long_rows(self) -> None:
-        long = (self._frozen > self.context_tokens) | (self._live > self.continuation_tokens)
-        if long.any():
-            logger.warning(
-                "%d rows exceed a budget alone (the longest: %d + %d tokens); each is its own batch",
-                long.sum(),
-                self._frozen.max(),
-                self._live.max(),
-            )
+    def padding_share(self) -> PaddingShare:
+        """Return the padded share of the running epoch's batches, all ranks together."""
+        context_cells = live_cells = context_tokens = live_tokens = 0
+        for batch in (batch for step in self._steps() for batch in step):
+            firsts = np.unique(self._groups[batch], return_index=True)[1]
+            contexts = self._frozen[batch][firsts]
+            context_cells += len(contexts) * int(contexts.max())
+            context_tokens += int(contexts.sum())
+            live_cells += len(batch) * int(self._live[batch].max())
+            live_tokens += int(self._live[batch].sum())
+        return PaddingShare(
+            1 - context_tokens / max(context_cells, 1),
+            1 - live_tokens / live_cells,
+            1 - (context_tokens + live_tokens) / (context_cells + live_cells),
+        )
 
 
 class LengthBatchSampler(_TokenBudgetSampler):
@@ -251,9 +114,9 @@ class LengthBatchSampler(_TokenBudgetSampler):
     def _read_groups(self, rows: Any) -> Lengths:
         return np.arange(len(self._frozen))
 
-    def _make_units(self) -> list[_Unit]:
+    def _make_units(self) -> list[Unit]:
         return [
-            _Unit((row,), int(frozen), int(live))
+            Unit((row,), int(frozen), int(live))
             for row, (frozen, live) in enumerate(zip(self._frozen, self._live, strict=True))
         ]
 
@@ -268,10 +131,10 @@ class ContextGroupSampler(_TokenBudgetSampler):
     """
 
     def _read_groups(self, rows: Any) -> Lengths:
-        return np.unique(_read_column(rows, "context_hash"), return_inverse=True)[1]
+        return np.unique(read_column(rows, "context_hash"), return_inverse=True)[1]
 
-    def _make_units(self) -> list[_Unit]:
-        units: list[_Unit] = []
+    def _make_units(self) -> list[Unit]:
+        units: list[Unit] = []
         # Long continuations first, so that those which share a batch are of like length.
         order = np.lexsort((-self._live, self._groups))
         starts = np.flatnonzero(np.diff(self._groups[order])) + 1
@@ -283,32 +146,12 @@ class ContextGroupSampler(_TokenBudgetSampler):
                     self.context_tokens // max(frozen, 1), self.continuation_tokens // live
                 )
                 head, group = np.split(group, [max(fitting, 1)])
-                units.append(_Unit(tuple(head.tolist()), frozen, live))
+                units.append(Unit(tuple(head.tolist()), frozen, live))
         return units
 
 
-def _refuse_rejected(rows: Any) -> None:
-    """Refuse the worse continuations of pairs. Raises `UsageError`."""
-    is_told = "preference" in (getattr(rows, "column_names", None) or rows)
-    if is_told and len(places := np.flatnonzero(_read_column(rows, "preference") == REJECTED)):
-        raise UsageError(
-            f"{len(places)} rows, the first at {places[0]}, have the preference {REJECTED}, not to be "
-            "trained; leave them out (`pipeline.load` does), or say with_rejected=True"
-        )
-
-
-def _read_column(rows: Any, name: str) -> NDArray[Any]:
-    names: Sequence[str] = getattr(rows, "column_names", None) or list(rows)
-    if name not in names:
-        raise UsageError(
-            f"the rows have no column {name} (found {', '.join(map(str, names))}); "
-            "expected a loaded set: keep the column, or prepare with columns: full"
-        )
-    return np.asarray(rows[name][:])
-
-
 def _cut_to_fit(
-    units: Sequence[_Unit],
+    units: Sequence[Unit],
     context_tokens: int,
     continuation_tokens: int,
     random: np.random.Generator,

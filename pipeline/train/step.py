@@ -8,32 +8,33 @@ recurrent states. Phase 2 runs from the last context token on, with gradients, a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from transformers.cache_utils import Cache
 
 from pipeline.errors import BadRow, UsageError
-from pipeline.train.batch_checks import check_batch, measure_rows, most_tokens, name_rows
+from pipeline.train.batch_checks import (
+    check_batch,
+    check_conversation,
+    measure_rows,
+    most_tokens,
+    name_rows,
+)
+from pipeline.train.contexts import cut_parts, freeze_contexts, walk_contexts
 from pipeline.train.model_support import (
     ModelInterface,
     read_interface,
     read_position_limit,
-    refuse_cache,
     unwrap,
 )
 from pipeline.train.readonly_cache import ReadOnlyCache
 from pipeline.train.rope import find_turning_ropes, refuse_turning_rows
 from pipeline.types import IGNORE_LABEL
-
-# Recurrent layers of transformers take a segment of one token for a decoding step, which they do
-# not mask (`create_recurrent_attention_mask`), so padding in it would enter the state.
-_MIN_CONTEXT_WIDTH = 2
-
-_ROW_NAMES = ("input_ids", "attention_mask", "position_ids", "labels", "weights")
 
 
 def context_frozen_loss(
@@ -69,12 +70,17 @@ def frozen_losses(
     *,
     max_tokens: int = 8192,
 ) -> Iterator[Tensor]:
-    """Yield losses that sum to `context_frozen_loss`, for one ``backward()`` each.
+    """Yield losses that sum to the batch's loss, for one ``backward()`` each.
 
-    The contexts run once; then as many continuations at a time as ``max_tokens`` padded tokens
-    hold, one at least, so that one of these losses holds activations of no more than those. Call
-    ``backward()`` on each before the next is asked for, and step the optimizer after the last.
-    Under FSDP all ranks need as many losses. Arguments and errors are those of
+    Of a ``split`` or ``grouped`` batch the contexts run once. Of a ``conversation`` batch each
+    chain of contexts does: its cache grows without gradient from one boundary to the next, where
+    the continuations that leave it there run; in a chain, dropout has one mask per context token
+    for all rows. Either way as many continuations run at a time as ``max_tokens`` padded tokens
+    hold, one at least, and no loss holds activations of more than those.
+
+    Call ``backward()`` on each before the next is asked for, and step the optimizer after the last.
+    DDP reduces gradients at the last alone (within a ``no_sync`` of yours not even there), so that
+    ranks need not have as many losses; under FSDP they do. Arguments and errors are those of
     `context_frozen_loss`, and errors come at the first loss.
 
     Example::
@@ -85,17 +91,18 @@ def frozen_losses(
     _refuse_items(num_items)
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
+    if "branch_at" in batch:
+        interface = read_interface(model)
+        batch = check_conversation(batch)
+        _refuse_rows(model, batch)
+        parts = walk_contexts(model, interface, batch, max_tokens)
+    else:
+        interface, batch, cache = _freeze_batch(model, batch)
+        parts = cut_parts(batch, cache, max_tokens)
     items = count_items(batch) if num_items is None else num_items
-    interface, batch, cache = _freeze_batch(model, batch)
-    rows, width = batch["input_ids"].shape
-    index = batch.get("context_index")
-    if index is None:
-        index = torch.arange(rows, device=batch["input_ids"].device)
-    step = max(1, max_tokens // width)
-    for start in range(0, rows, step):
-        part = {name: batch[name][start : start + step] for name in _ROW_NAMES}
-        part["context_index"] = index[start : start + step]
-        yield _sum_losses(_read_logits(model, interface, part, cache), part) / items
+    for part in parts:
+        with _hold_gradients(model, part.is_last):
+            yield _sum_losses(_read_logits(model, interface, *part[:2]), part.batch) / items
 
 
 def count_items(batch: Mapping[str, Any]) -> Tensor:
@@ -146,6 +153,12 @@ def two_phase_error(model: torch.nn.Module, batch: Mapping[str, Any]) -> float:
     return float(torch.tensor(errors).max())
 
 
+def _hold_gradients(model: torch.nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Return a context in which DDP keeps gradients to its rank, until the last of a batch."""
+    ranks: Any = model if isinstance(model, DistributedDataParallel) else None
+    return nullcontext() if ranks is None or is_last else ranks.no_sync()
+
+
 def _refuse_items(num_items: float | Tensor | None) -> None:
     # A count on a device is not looked at, which would wait for it.
     is_known = not isinstance(num_items, Tensor) or num_items.device.type == "cpu"
@@ -172,10 +185,8 @@ def _freeze_batch(
     """Return how to call the model, the checked batch, and the cache of its contexts."""
     interface = read_interface(model)
     batch = check_batch(batch)
-    _refuse_foreign_ids(model, batch)
-    _refuse_long_rows(model, batch)
-    batch = _widen_context(batch)
-    return interface, batch, _freeze_context(model, interface, batch)
+    _refuse_rows(model, batch)
+    return interface, *freeze_contexts(model, interface, batch)
 
 
 def _read_logits(
@@ -192,6 +203,11 @@ def _read_logits(
         return_dict=True,
     )
     return output.logits
+
+
+def _refuse_rows(model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
+    _refuse_foreign_ids(model, batch)
+    _refuse_long_rows(model, batch)
 
 
 def _refuse_foreign_ids(model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
@@ -221,45 +237,6 @@ def _refuse_long_rows(model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
             f"{name_rows(long, lengths)}: longer than the {limit} positions of "
             f"{type(inner).__name__}; prepare the set with max_len {limit}, or leave them out"
         )
-    refuse_turning_rows(ropes, lengths, type(inner).__name__)
-
-
-def _widen_context(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the batch with a context block of at least two columns, masked ones added in front.
-
-    So an empty frozen part needs no path of its own, and every rank runs both phases, without which
-    FSDP would wait forever.
-    """
-    missing = _MIN_CONTEXT_WIDTH - batch["context_input_ids"].shape[1]
-    if missing <= 0:
-        return batch
-    names = [name for name in batch if name.startswith("context_") and name != "context_index"]
-    widened = {name: pad(batch[name], (missing, 0)) for name in [*names, "attention_mask"]}
-    return {**batch, **widened}
-
-
-@torch.no_grad()
-def _freeze_context(
-    model: torch.nn.Module, interface: ModelInterface, batch: Mapping[str, Any]
-) -> Cache:
-    """Run phase 1 and return its cache: no gradient, and no logits but one token's."""
-    # DDP synchronises buffers at each forward, and phase 1 has nothing to reduce.
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    output = inner(
-        **interface.select_inputs(
-            batch["context_input_ids"],
-            batch["context_attention_mask"],
-            batch["context_position_ids"],
-        ),
-        **interface.least_logits,
-        use_cache=True,
-        return_dict=True,
-    )
-    if torch.is_autocast_enabled(batch["input_ids"].device.type):
-        # Before pytorch PR 165068 (late 2025), autocast kept the weights that it cast here, which
-        # have no gradient, and phase 2 trained nothing through them.
-        torch.clear_autocast_cache()
-    # Some models of others answer in a tuple, whatever `return_dict` says.
-    cache = output.get(interface.cache_name) if isinstance(output, Mapping) else output
-    refuse_cache(model, cache)
-    return cast("Cache", cache)
+    # A walk begins with the shortest frozen part of each chain.
+    first_pass = min(lengths.frozen) if "branch_at" in batch else max(lengths.frozen)
+    refuse_turning_rows(ropes, lengths, first_pass, type(inner).__name__)

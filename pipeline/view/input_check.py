@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pipeline.config import RowSettings, read_settings
 from pipeline.errors import Rejected
-from pipeline.examples.decisions import count_answers, find_decision_points
+from pipeline.examples.decisions import DecisionPoint, count_answers, find_decision_points
 from pipeline.examples.line_parser import LineParser
-from pipeline.examples.shapes import check_format, read_row
+from pipeline.examples.shapes import ReadRow, check_format, read_row
 from pipeline.lines.tables import read_inputs
 from pipeline.lines.text import SourceLine
 from pipeline.rows.line_mapper import ShapeCounts
 from pipeline.view.read_lines import describe_reading
+
+if TYPE_CHECKING:
+    from pipeline.prompt.request import ChatRequest
+    from pipeline.rows.builder import RowBuilder
+    from pipeline.view.other_versions import OtherVersions
 
 MOST_LINES: Final = 1000
 """Of an input that are looked at."""
@@ -37,6 +43,7 @@ class InputCheck:
     """What the first lines of an input are.
 
     ``shapes`` counts those that are examples; ``tokenizer`` is None where nothing was rendered.
+    ``other_versions`` make other prompts of the first ``prompts`` than the server's version.
     """
 
     input: str
@@ -46,6 +53,8 @@ class InputCheck:
     shapes: ShapeCounts = field(default_factory=ShapeCounts)
     refused: Counter[str] = field(default_factory=Counter[str])
     first_refused: list[Refusal] = field(default_factory=list[Refusal])
+    prompts: int = 0
+    other_versions: list[OtherVersions] = field(default_factory=list["OtherVersions"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON can hold them."""
@@ -57,6 +66,8 @@ class InputCheck:
             **self.shapes.describe(),
             "refused": dict(self.refused.most_common()),
             "first_refused": [each._asdict() for each in self.first_refused],
+            "prompts": self.prompts,
+            "other_versions": [asdict(each) for each in self.other_versions],
         }
 
     def refuse(self, source: str, error: Rejected) -> None:
@@ -70,7 +81,8 @@ class InputCheck:
 def check_input(path: str, values: Mapping[str, Any], tokenizer: str | None = None) -> InputCheck:
     """Return what the first 1,000 lines of an input are, under the settings ``values`` of rows.
 
-    With a ``tokenizer`` they are also rendered, so that what the template refuses is told. Raises
+    With a ``tokenizer`` they are also rendered, so that what the template refuses is told, and which
+    versions of vLLM would have made other prompts of them. Raises
     `UsageError` for a path or setting that is wrong, `UnreadableFile` as a job would.
     """
     settings = read_settings(RowSettings, {**values, "tokenizer": tokenizer or ""}, "check")
@@ -98,6 +110,9 @@ def describe_input(checked: InputCheck) -> Iterator[str]:
     yield f"  {number:,} would be refused{by}" + (":" if number else "")
     for source, code, reason in checked.first_refused:
         yield f"    {code} {checked.refused[code]:,}, first {source}: {reason}"
+    if checked.other_versions:
+        yield f"  of {checked.prompts:,} prompts, under another server_options.server_version:"
+        yield from (f"    {each}" for each in checked.other_versions)
     if checked.tokenizer is None:
         yield "  --tokenizer path/to/model also tells what its template would refuse"
 
@@ -109,10 +124,7 @@ def _read(
     parser = LineParser()
     for file, line in lines:
         try:
-            if line.reject is not None:
-                raise line.reject
-            read = read_row(parser.parse(line.text or ""), settings.format, "")
-            points = find_decision_points(read.example, settings.decisions)
+            read, points = _read_points(parser, line, settings)
         except Rejected as error:
             checked.refuse(f"{file}:{line.line}", error)
             continue
@@ -135,3 +147,42 @@ def _render(
                 error = Rejected(*(row[name] for name in _OF_REJECT))
                 checked.refuse(row["source"], error)
     checked.shapes = to_rows.shapes
+    _compare_versions(checked, lines, settings, to_rows.mapper.builder)
+
+
+def _compare_versions(
+    checked: InputCheck,
+    lines: Sequence[tuple[str, SourceLine]],
+    settings: RowSettings,
+    builder: RowBuilder,
+) -> None:
+    """Find the versions of vLLM that make other prompts, where it is vLLM that renders them."""
+    from pipeline.prompt.vllm import VllmDialect
+    from pipeline.view.other_versions import MOST_REQUESTS, find_other_versions
+
+    if isinstance(builder.dialect, VllmDialect):
+        requests = list(islice(_iterate_requests(lines, settings, builder), MOST_REQUESTS))
+        checked.prompts = len(requests)
+        checked.other_versions = find_other_versions(requests, builder.dialect, builder.templates)
+
+
+def _iterate_requests(
+    lines: Sequence[tuple[str, SourceLine]], settings: RowSettings, builder: RowBuilder
+) -> Iterator[ChatRequest]:
+    """Yield the requests of the points that are rendered from messages, and not refused."""
+    parser = LineParser()
+    for _, line in lines:
+        with suppress(Rejected):
+            _, points = _read_points(parser, line, settings)
+            for point in points:
+                if point.example.messages is not None and point.example.context_ids is None:
+                    yield builder.render_context(point)[0]
+
+
+def _read_points(
+    parser: LineParser, line: SourceLine, settings: RowSettings
+) -> tuple[ReadRow, list[DecisionPoint]]:
+    if line.reject is not None:
+        raise line.reject
+    read = read_row(parser.parse(line.text or ""), settings.format, "")
+    return read, list(find_decision_points(read.example, settings.decisions))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PrepareConfig
+from pipeline.config import PrepareConfig, RowSettings
 from pipeline.errors import Rejected, UsageError, excerpt_of
 from pipeline.examples.decisions import DecisionPoint
 from pipeline.examples.example import TrainingExample
@@ -26,6 +26,7 @@ from pipeline.lines.files import find_files
 from pipeline.lines.json_text import parse_line
 from pipeline.lines.tables import read_file
 from pipeline.prompt.request import ChatRequest
+from pipeline.prompt.vllm_versions import VllmRules, read_rules
 from pipeline.rows.builder import RowBuilder
 from pipeline.rows.line_mapper import name_example
 from pipeline.sets.copies import find_folder
@@ -49,13 +50,14 @@ class Comparison:
 
     ``skipped`` counts rows that no server can be asked for: shortened, or ids with neither messages
     nor text beside them. From the 21st difference on, ``findings`` only has how many more there are,
-    by their likely rule.
+    by their likely rule. ``remark`` says where the set was made for another version of the server.
     """
 
     compared: int
     matching: int
     skipped: int
     findings: list[str]
+    remark: str = ""
 
     @property
     def summary(self) -> str:
@@ -63,12 +65,17 @@ class Comparison:
         share = 100 * self.matching / self.compared if self.compared else 0.0
         return (
             f"{self.matching} of {self.compared} rows have the server's ids ({share:.2f}%); "
-            f"{self.skipped} rows were not compared (shortened, or ids alone)"
+            f"{self.skipped} rows were not compared (shortened, or ids alone){self.remark}"
         )
 
-    def to_dict(self) -> dict[str, int]:
-        """Return the numbers."""
-        return {"compared": self.compared, "matching": self.matching, "skipped": self.skipped}
+    def to_dict(self) -> dict[str, int | str]:
+        """Return the numbers and the remark."""
+        return {
+            "compared": self.compared,
+            "matching": self.matching,
+            "skipped": self.skipped,
+            "remark": self.remark.strip(),
+        }
 
 
 def compare_with_server(
@@ -93,16 +100,38 @@ def compare_with_server(
     manifest = read_manifest(folder)
     config = restore_config(manifest, trust_remote_code=trust_remote_code)
     server = LiveServer(url, timeout)
+    remark = compare_versions(config, server.read_version()) if config.server == "vllm" else ""
     whole, skipped = _choose_rows(folder, rows)
     examples = _read_examples(config, whole) if whole else {}
     chosen = [row for row in whole if _says_its_prompt(examples[row["source"]])]
     skipped += len(whole) - len(chosen)
     if not chosen:
         nothing = f"{path}: none of its rows can be compared with a server"
-        return Comparison(0, 0, skipped, [nothing])
+        return Comparison(0, 0, skipped, [nothing], remark)
     points = [_point_of(row, examples[row["source"]]) for row in chosen]
     differences = _find_differences(chosen, points, server, config)
-    return Comparison(len(chosen), len(chosen) - len(differences), skipped, _report(differences))
+    matching = len(chosen) - len(differences)
+    return Comparison(len(chosen), matching, skipped, _report(differences), remark)
+
+
+def compare_versions(config: RowSettings, found: str | None) -> str:
+    """Return what is to be said where a running vLLM is of another version than a set was made for.
+
+    Begins with a line break; empty where the versions are the same, or the server's is not known.
+    """
+    if found is None:
+        return ""
+    name = "server_options.server_version"
+    asked = config.server_options.get("server_version")
+    made = VllmRules() if asked is None else read_rules(name, asked)
+    words = f"\nthe server is vLLM {excerpt_of(found)}, the set was made for {made.release}"
+    try:
+        running = read_rules(name, found)
+    except UsageError:
+        return f"{words}; the rules of that version are not reproduced here"
+    if running == made:
+        return ""
+    return f'{words}: prepare it again with server_options: {{server_version: "0.{running.minor}"}}'
 
 
 @dataclass(frozen=True, slots=True)

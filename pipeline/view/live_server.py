@@ -105,6 +105,18 @@ class LiveServer:
                 return Refusal(error.words)
             raise error.to_error() from error
 
+    def read_version(self) -> str | None:
+        """Return the version that vLLM answers to ``/version``; None where nothing of it comes."""
+        try:
+            answer = self._ask("/version")
+        except (_Refused, ServerError):
+            return None
+        match answer:
+            case {"version": str(version)}:
+                return version
+            case _:
+                return None
+
     def _encode_messages(self, body: Mapping[str, Any], most: int) -> list[int]:
         if self._has_render:
             try:

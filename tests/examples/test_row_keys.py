@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from pipeline.errors import Rejected
 from pipeline.examples.decisions import find_decision_points
 from pipeline.examples.example import TrainingExample
+from pipeline.examples.key_names import find_meaning
+from pipeline.examples.outcomes import find_kind
 from pipeline.examples.shapes import FORMATS, read_row
 from pipeline.lines.known_keys import KNOWN_KEYS
 from tests.mixed_rows import MARKED, forbidden_in, merge_rows, texts_of, wanted_in
@@ -330,9 +332,9 @@ def test_a_mask_of_all_that_is_trained_is_honoured(harmless: Row) -> None:
 @pytest.mark.parametrize(
     ("more", "code"),
     [
-        ({"loss_mask": [0, 0]}, "ambiguous_shape"),
-        ({"loss_mask": [1]}, "ambiguous_shape"),
-        ({"response_mask": [1, 0]}, "ambiguous_shape"),
+        ({"loss_mask": [0, 0]}, "bad_ids"),
+        ({"loss_mask": [1]}, "bad_ids"),
+        ({"response_mask": [1, 0.5]}, "bad_ids"),
         ({"labels": [-100, -100]}, "ambiguous_shape"),
         ({"attention_mask": [0, 1, 1, 1]}, "ambiguous_shape"),
         ({"finish_reason": "length"}, "no_end_of_turn"),
@@ -385,6 +387,8 @@ def test_a_row_of_the_own_shape_needs_no_id() -> None:
 @example({"a" * 300: 1})
 @given(st.dictionaries(st.text(max_size=9), st.integers(1), max_size=5))
 def test_any_name_of_a_key_can_be_counted(noise: Row) -> None:
-    foreign = {key: value for key, value in noise.items() if key not in KNOWN_KEYS}
+    # However it is spelt, a key that says how an answer ended, or means a known one, is read.
+    known = {key for key in noise if key in KNOWN_KEYS or find_kind(key) or find_meaning(key)}
+    foreign = {key: value for key, value in noise.items() if key not in known}
     row = json.loads(json.dumps({"messages": CHAT, **foreign}))
     assert unread(row) == set(foreign)

@@ -535,7 +535,7 @@ def test_foreign_keys_change_nothing(name: str, row: Row) -> None:
         ),
         (
             "sharegpt",
-            {"conversations": [{"from": "bing", "value": "x"}]},
+            {"conversations": [{"from": "narrator", "value": "x"}]},
             "wrong_type",
             "conversations[0].from: expected one of human",
         ),

@@ -103,7 +103,7 @@ OTHER_KINDS: dict[str, tuple[bytes, str, str]] = {
     "bzip2": (b"BZh91AY", "bzip2", "bunzip2"),
     "xz": (lzma.compress(b"{}"), "xz", "unxz"),
     "parquet": (b"PAR1..", "Parquet", "end in .parquet"),
-    "pickle": (pickle.dumps([{"id": "a"}]), "pickle", "write its rows as JSONL"),
+    "pickle": (pickle.dumps([{"id": "a"}]), "pickle", "where you trust it, pandas: read_pickle"),
     "tar": (make_tar(tarfile.USTAR_FORMAT), "tar", "tar -xf"),
     "GNU tar": (make_tar(tarfile.GNU_FORMAT), "tar", "tar -xf"),
     "old tar": (make_v7_tar(), "tar", "tar -xf"),

@@ -230,6 +230,22 @@ def test_a_value_that_json_lacks_is_a_reject_with_its_place(
     assert read.pieces[0].lines == 2
 
 
+def test_columns_of_other_tools_are_read_where_there_is_no_conversation_of_ours(
+    tmp_path: Path,
+) -> None:
+    row = {"inputs": {"messages": [{"role": "user", "content": "q"}]}, "outputs": "a", "cost": 1}
+    alone = read_one(write_parquet(tmp_path / "a.parquet", [row]))
+    assert rows_of(alone) == [{key: row[key] for key in ("inputs", "outputs")}]
+    beside = read_one(write_parquet(tmp_path / "b.parquet", [{"messages": "[]", **row}]))
+    assert rows_of(beside) == [{"messages": "[]"}]
+
+
+def test_the_time_of_a_turn_is_text_and_costs_no_row(tmp_path: Path) -> None:
+    said = {"role": "user", "content": "Hi", "timestamp": datetime.datetime(2026, 1, 1)}
+    read = read_one(write_parquet(tmp_path / "t.parquet", pa.table({"conversation": [[said]]})))
+    assert rows_of(read) == [{"conversation": [{**said, "timestamp": "2026-01-01T00:00:00"}]}]
+
+
 def test_a_text_that_is_not_utf8_is_one_reject(tmp_path: Path) -> None:
     good = pa.array([b"fine", b"caf\xe9 au lait", b"fine too"])
     texts = pa.Array.from_buffers(pa.string(), 3, good.buffers())
@@ -269,9 +285,10 @@ def test_a_row_is_written_so_that_it_reads_back_the_same_or_is_refused(row: Row)
 # ---- Arrow types that keep two values apart no longer
 
 
-def test_a_null_argument_in_a_struct_is_absent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["arguments", "args"])
+def test_a_null_argument_in_a_struct_is_absent(key: str, tmp_path: Path) -> None:
     def turn(arguments: Row) -> Row:
-        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        call = {"type": "function", "function": {"name": "f", key: arguments}}
         return {"role": "assistant", "content": "", "tool_calls": [call]}
 
     rows = [

@@ -14,6 +14,7 @@ from pipeline.prompt.chat_template import ChatTemplates
 from pipeline.prompt.request import ChatRequest
 from pipeline.prompt.sglang import SglangDialect
 from pipeline.prompt.template_facts import find_sglang_content_form, find_template_facts
+from pipeline.prompt.vllm_versions import VllmRules
 
 # Writes out all that reaches the template; the second is taken for a template of parts.
 AS_TEXT = "{{ messages | tojson }}{{ tools | tojson }}"
@@ -63,13 +64,13 @@ def test_a_tool_result_in_parts_is_joined_by_one_space() -> None:
 def test_a_template_that_speaks_of_media_takes_parts() -> None:
     source = "{# no image #}" + AS_TEXT
     assert find_sglang_content_form(source) == "openai"
-    assert find_template_facts(source).content_form == "string"
+    assert find_template_facts(source).content_form(VllmRules()) == "string"
 
 
 def test_a_loop_over_the_content_of_another_variable_is_not_seen() -> None:
     source = "{% for turn in messages %}{% for p in turn.content %}{{ p }}{% endfor %}{% endfor %}"
     assert find_sglang_content_form(source) == "string"
-    assert find_template_facts(source).content_form == "openai"
+    assert find_template_facts(source).content_form(VllmRules()) == "openai"
 
 
 def test_tools_keep_the_order_of_the_client_and_end_with_null() -> None:

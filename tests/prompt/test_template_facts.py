@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pipeline.prompt.template_facts import find_sglang_content_form, find_template_facts
+from pipeline.prompt.vllm_versions import VllmRules
 
 LOOP = "{% for m in messages %}BODY{% endfor %}"
 CONTENT_LOOP = "{% for p in m.content %}{{ p }}{% endfor %}"
 
 
 def form_of(source: str) -> str:
-    return find_template_facts(source).content_form
+    return find_template_facts(source).content_form(VllmRules())
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pipeline.prompt.dialects import load_dialect
 from pipeline.prompt.request import ChatRequest, Rendering, SharedWork
 from pipeline.prompt.vllm import VllmDialect
 from pipeline.prompt.vllm_messages import rewrite_message, rewrite_messages, rewrite_text
+from pipeline.prompt.vllm_versions import VllmRules
 
 AS_TEXT = "{{ messages | tojson }}{{ tools | tojson }}"
 AS_PARTS = "{% for m in messages %}{% for p in m.content %}{% endfor %}{% endfor %}" + AS_TEXT
@@ -293,9 +294,12 @@ def test_a_message_that_is_one_text_is_rewritten_as_any_other(
     role: str, content: str, form: Any, is_turned: bool
 ) -> None:
     message = {"role": role, "content": content}
-    quick = rewrite_text(dict(reversed(message.items())) if is_turned else message, form)
+    turned = dict(reversed(message.items())) if is_turned else message
+    quick = rewrite_text(turned, form, VllmRules())
     if quick is not None:
-        assert repr(quick.fields) == repr(rewrite_message(message, "here", form).fields)
+        assert repr(quick.fields) == repr(
+            rewrite_message(message, "here", form, VllmRules()).fields
+        )
     assert (quick is None) == (role not in ("user", "assistant", "tool", "system")) or (
         role == "system" and content.startswith("x-anthropic")
     )
@@ -312,19 +316,19 @@ def test_a_message_that_is_one_text_is_rewritten_as_any_other(
     ],
 )
 def test_a_message_that_is_more_than_one_text_is_left_to_the_rules(message: Any) -> None:
-    assert rewrite_text(message, "string") is None
+    assert rewrite_text(message, "string", VllmRules()) is None
 
 
 def test_messages_that_were_rewritten_before_are_not_rewritten_again() -> None:
     known: dict[int, Any] = {}
     talk = [user("a"), answer_with(call("[]")), user("b")]
-    first = rewrite_messages(talk, "string", known)
-    again = rewrite_messages(talk[:2], "string", known)
+    first = rewrite_messages(talk, "string", VllmRules(), known)
+    again = rewrite_messages(talk[:2], "string", VllmRules(), known)
     assert [first.conversation[0], first.conversation[1]] == again.conversation
     assert again.conversation[1] is first.conversation[1]
     assert again.arguments_coerced
     assert again.lacks_ids
-    assert not rewrite_messages(talk[:1], "string", known).lacks_ids
+    assert not rewrite_messages(talk[:1], "string", VllmRules(), known).lacks_ids
 
 
 def test_requests_with_one_tool_list_share_what_is_made_of_it() -> None:

@@ -99,7 +99,7 @@ def test_values_that_no_row_has_are_refused(
         ({"weights": torch.ones(3)}, r"weights is \[3\], which does not fit"),
         ({"weights": [1.0] * 4}, "weights is list; expected a tensor"),
         ({"attention_mask": torch.ones(4, 8, dtype=torch.int64)}, "spans 8 columns; expected"),
-        ({"context_index": torch.zeros(2, dtype=torch.int64)}, "expected as many, or a context_i"),
+        ({"context_index": torch.zeros(2, dtype=torch.int64)}, r"index is \[2\], which does not"),
     ],
 )
 def test_tensors_that_do_not_fit_each_other_are_refused(

@@ -16,7 +16,12 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from pipeline.errors import UnsupportedModel
 from pipeline.train.model_support import read_interface, refuse_cache
-from pipeline.train.step import context_frozen_loss, count_items, two_phase_error
+from pipeline.train.step import (
+    context_frozen_loss,
+    count_items,
+    frozen_losses,
+    two_phase_error,
+)
 from tests.tiny_models import (
     FAMILIES,
     assert_same_gradients,
@@ -50,6 +55,7 @@ def check_rank(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=len(RANK_SHAPES)
     )
     check_ddp_rank(rank)
+    check_walking_ddp_rank(rank)
     check_fsdp_rank(rank)
     torch.distributed.destroy_process_group()
 
@@ -64,6 +70,23 @@ def check_ddp_rank(rank: int) -> None:
             loss = context_frozen_loss(model, batches[rank], num_items)
             (loss * len(RANK_SHAPES)).backward()
         assert_same_gradients(read_gradients(model.module), train_in_one_process(family))
+
+
+def check_walking_ddp_rank(rank: int) -> None:
+    """One rank has one loss and the other four, in two steps each."""
+    row = make_rows(((20, 6),))[0]
+    ranks = [[row], [row | {"context_len": length} for length in (3, 9, 9, 18)]]
+    batches = [collate(rows, "conversation") for rows in ranks]
+    num_items = sum(count_items(batch) for batch in batches)
+    whole, model = build_model("qwen3_5_text"), DistributedDataParallel(build_model("qwen3_5_text"))
+    for _ in range(2):
+        model.zero_grad()
+        for loss in frozen_losses(model, batches[rank], num_items, max_tokens=1):
+            (loss * len(ranks)).backward()
+    assert model.require_backward_grad_sync
+    for rows in ranks:
+        context_frozen_loss(whole, collate(rows), num_items).backward()
+    assert_same_gradients(read_gradients(model.module), read_gradients(whole))
 
 
 def check_fsdp_rank(rank: int) -> None:

@@ -113,3 +113,31 @@ def test_without_a_tokenizer_no_library_of_tokenizers_is_loaded(tmp_path: Path) 
 def test_nothing_to_check_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) == 2
     assert "give a TOKENIZER, or rows with --input FILE" in capsys.readouterr().err
+
+
+def test_releases_of_vllm_that_make_other_prompts_are_named_with_the_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thought = {**TALK[1], "reasoning_content": "I think."}
+    path = str(write_lines(tmp_path / "logs.jsonl", [{"messages": [TALK[0], thought, *TALK[2:]]}]))
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.reasoning_content }}{{ m.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    arguments = ("--input", path, "--tokenizer", TOKENIZER, "--chat_template", str(template))
+    code, said = check(capsys, *arguments)
+    assert code == 0
+    lost = "does not read an assistant's reasoning_content"
+    assert "of 1 prompts, under another server_options.server_version:" in said
+    assert f"vLLM 0.16 to 0.21: 1 with another prompt; it {lost}" in said
+    assert "vLLM 0.8 to 0.10: 1 with another prompt" in said
+    assert "0.22" not in said
+    found = check_json(capsys, *arguments)["other_versions"]
+    assert [(each["first"], each["last"]) for each in found] == [("0.16", "0.21"), ("0.8", "0.10")]
+    asked = (*arguments, "--server_options", '{"server_version": "0.20"}')
+    assert (
+        "vLLM 0.22 to 0.33: 1 with another prompt; it does read an assistant's"
+        in (check(capsys, *asked)[1])
+    )
+    assert "under another" not in check(capsys, *arguments, "--server", "sglang")[1]

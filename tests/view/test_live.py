@@ -215,6 +215,34 @@ def test_every_row_of_a_set_agrees_with_a_server_of_the_same_settings(
 
 
 @pytest.mark.parametrize(
+    ("running", "remark"),
+    [
+        ("0.33.1", ""),
+        (
+            "0.20.2",
+            'made for 0.33.0: prepare it again with server_options: {server_version: "0.20"}',
+        ),
+        (
+            "1.4.0",
+            "the server is vLLM 1.4.0, the set was made for 0.33.0; the rules of that version",
+        ),
+        (5, ""),
+    ],
+)
+def test_a_server_of_another_version_than_the_set_was_made_for_is_named(
+    make_set: Callable[..., PrepareConfig],
+    capsys: pytest.CaptureFixture[str],
+    running: Any,
+    remark: str,
+) -> None:
+    config = make_set([PLAIN])
+    with serving({**routes_of(config), "/version": lambda _: {"version": running}}) as stub:
+        code, printed = verify(capsys, config.output, "--server", stub.url)
+    assert (code, remark in printed) == (0, True), printed
+    assert ("the server is vLLM" in printed) == bool(remark)
+
+
+@pytest.mark.parametrize(
     ("format", "line"),
     [
         ("openai", {"messages": [*HELLO, {"role": "assistant", "content": "A model."}]}),

@@ -14,6 +14,7 @@ import pytest
 from pipeline import (
     ContextFrozenCollator,
     ContextGroupSampler,
+    ConversationSampler,
     LengthBatchSampler,
     load,
     rows_as_id_pairs,
@@ -165,7 +166,7 @@ def test_load_hands_them_out_only_when_asked(config: PrepareConfig, columns: Any
     assert ContextFrozenCollator("split", with_rejected=True)(worse[:2])
 
 
-@pytest.mark.parametrize("sampler", [LengthBatchSampler, ContextGroupSampler])
+@pytest.mark.parametrize("sampler", [LengthBatchSampler, ContextGroupSampler, ConversationSampler])
 def test_a_sampler_of_them_is_refused_unless_it_is_asked_for(
     config: PrepareConfig, sampler: Any
 ) -> None:

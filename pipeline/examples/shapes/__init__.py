@@ -15,6 +15,7 @@ from pipeline.errors import Rejected, UsageError
 from pipeline.examples.example import TrainingExample
 from pipeline.examples.row_keys import settle_keys
 from pipeline.examples.shapes.bodies import BODIES, rename_bodies, settle_bodies
+from pipeline.examples.shapes.foreign_rows import respell_row
 from pipeline.examples.shapes.llama_factory import read_alpaca, read_sharegpt
 from pipeline.examples.shapes.nearest import describe_nearest
 from pipeline.examples.shapes.openai import read_call, read_openai
@@ -195,6 +196,25 @@ def read_row(values: Mapping[str, Any], format: str, position: str) -> ReadRow:
     any shape knows and this reading would lose; `UsageError` for an unknown format.
     """
     check_format(format)
+    try:
+        return _read_as_it_stands(values, format, position)
+    except Rejected as refusal:
+        respelled = respell_row(values, _has_shape)
+        if respelled is None:
+            raise
+        try:
+            read = _read_as_it_stands(respelled.values, format, position)
+        except Rejected as error:
+            reason = f"{error.reason} (read with {respelled.keys} under our names)"
+            raise Rejected(error.code, reason, error.excerpt) from refusal
+    return read._replace(format=f"{respelled.keys} as {read.format}")
+
+
+def _has_shape(values: Mapping[str, Any]) -> bool:
+    return bool(_name_format(_find_keys(values)))
+
+
+def _read_as_it_stands(values: Mapping[str, Any], format: str, position: str) -> ReadRow:
     if format in ("auto", "openai_log") and not BODIES.keys().isdisjoint(values):
         values = _read_bodies(values)
     name = recognise_format(values) if format == "auto" else format

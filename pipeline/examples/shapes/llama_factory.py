@@ -6,7 +6,14 @@ from typing import Any, Final, cast
 
 from pipeline.errors import Rejected
 from pipeline.examples.example import TrainingExample
-from pipeline.examples.fields import SAYS_WEIGHT, read_json, read_text, refuse_message_keys
+from pipeline.examples.fields import (
+    PLAIN_KEYS,
+    SAYS_WEIGHT,
+    read_json,
+    read_text,
+    refuse_message_keys,
+)
+from pipeline.examples.foreign_turns import respell_turn
 from pipeline.examples.shapes.record import (
     Row,
     read_function_tools,
@@ -17,20 +24,11 @@ from pipeline.examples.shapes.record import (
 )
 from pipeline.types import Message
 
-_ROLES: Final = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_call": "assistant",
-}
+_KEPT: Final = frozenset({"role", "content", "tool_calls"})
 
 
 def read_sharegpt(row: Row, position: str) -> TrainingExample:
-    """Return the example of ``conversations``, a list of ``from`` and ``value``.
+    """Return the example of ``conversations``, a list of ``from`` and ``value``, or of messages.
 
     The continuation is ``chosen``, else the last turn of the model. A ``function_call`` is JSON of
     one call or a list of them; ``system`` stands first unless a turn says it; a turn's ``weight`` of
@@ -38,12 +36,13 @@ def read_sharegpt(row: Row, position: str) -> TrainingExample:
     ``data/README.md``, "Sharegpt Format".
     """
     values = _read_shared(row, position)
-    turns = require(row, "conversations", "a list of turns")
+    turns = read_json(require(row, "conversations", "a list of turns"), "conversations")
     if not isinstance(turns, list) or not turns:
         raise Rejected("wrong_type", "conversations: expected a list of turns", turns)
     messages = [
-        _read_turn(turn, f"conversations[{index}]", row)
+        message
         for index, turn in enumerate(cast("list[Any]", turns))
+        for message in _read_turn(turn, f"conversations[{index}]", row)
     ]
     if row.get("chosen") is None and row.get("rejected") is None:
         if not any(message["role"] == "assistant" for message in messages):
@@ -96,47 +95,24 @@ def _read_shared(row: Row, position: str) -> dict[str, Any]:
     return {**values, "tools": read_function_tools(values["tools"])}
 
 
-def _read_turn(turn: Any, name: str, row: Row) -> Message:
-    """Return a turn as a message."""
-    if not isinstance(turn, dict):
-        raise Rejected("wrong_type", f"{name}: expected an object with from and value", turn)
-    fields = cast("dict[str, Any]", turn)
-    speaker, value = fields.get("from"), fields.get("value")
-    for key, found in (("from", speaker), ("value", value)):
-        if found is None:
-            raise Rejected("missing_field", f"{name}.{key}: missing", fields)
-        if not isinstance(found, str):
-            raise Rejected("wrong_type", f"{name}.{key}: expected text", found)
-    if speaker not in _ROLES:
-        raise Rejected("wrong_type", f"{name}.from: expected one of {', '.join(_ROLES)}", speaker)
-    message: Message = {"role": _ROLES[speaker], "content": value}
-    if speaker == "function_call":
-        message |= {"content": "", "tool_calls": _read_calls(value, f"{name}.value")}
-    more = {key: fields[key] for key in fields.keys() & SAYS_WEIGHT if fields[key] is not None}
-    left = {key: each for key, each in fields.items() if key not in ("from", "value", *more)}
-    if left:
-        refuse_message_keys({**left, **message}, name)
-        row.note("conversations.", (key for key in left if left[key]))
-    return message | more
+def _read_turn(turn: Any, name: str, row: Row) -> list[Message]:
+    """Return the messages of a turn: of ``from`` and ``value`` what they say and no more."""
+    messages = respell_turn(turn, name)
+    kept = PLAIN_KEYS if turn.get("from") is None else _KEPT
+    for index, message in enumerate(messages):
+        left = {key: value for key, value in message.items() if key not in kept | SAYS_WEIGHT}
+        if left:
+            refuse_message_keys(message, name)
+            row.note("conversations.", (key for key in left if left[key]))
+            messages[index] = {key: each for key, each in message.items() if key not in left}
+    return messages
 
 
 def _read_model_turn(turn: Any, name: str, row: Row) -> Message:
-    message = _read_turn(turn, name, row)
-    if message["role"] != "assistant":
+    messages = _read_turn(turn, name, row)
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise Rejected("wrong_type", f"{name}.from: expected a turn of the model", turn)
-    return message
-
-
-def _read_calls(value: str | None, name: str) -> list[dict[str, Any]]:
-    """Return the tool calls that a ``function_call`` turn spells as JSON."""
-    parsed = read_json(value, name)
-    calls: list[dict[str, Any]] = []
-    for call in cast("list[Any]", parsed if isinstance(parsed, list) else [parsed]):
-        if not isinstance(call, dict) or not {"name", "arguments"} <= call.keys():
-            raise Rejected("wrong_type", f"{name}: expected JSON with name and arguments", value)
-        function = {key: call[key] for key in ("name", "arguments")}
-        calls.append({"type": "function", "function": function})
-    return calls
+    return messages[0]
 
 
 def _read_history(history: Any) -> list[Message]:

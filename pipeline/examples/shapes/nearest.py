@@ -37,6 +37,8 @@ _SHAPES: Final = (
     ("sharegpt", ("conversations",)),
 )
 
+_SESSIONS: Final = (frozenset({"type", "uuid", "sessionId"}), frozenset({"type", "payload"}))
+
 
 class _Match(NamedTuple):
     """How near a row is to one shape: keys that it lacks, and its names for those that it has."""
@@ -63,6 +65,11 @@ def describe_nearest(
     'nearest is trl (prompt, completion): rename question to prompt'
     """
     present = frozenset(keys)
+    if any(each <= present for each in _SESSIONS):
+        return (
+            "it is a line of a session of Claude Code or Codex, which only the whole file makes a talk "
+            "of: convert it with scripts/sessions_to_rows.py of the source"
+        )
     bare: dict[str, list[str]] = {}
     for key in sorted(present):
         bare.setdefault(_bare_name(key), []).append(key)

@@ -13,6 +13,7 @@ from pipeline.examples.shapes.record import (
     is_list_of_objects,
     read_chat,
     read_name,
+    read_response,
     read_shared,
     refuse_switches,
     require,
@@ -87,7 +88,11 @@ def _find_answer(row: Row) -> Row:
     """Return the object that holds ``choices``."""
     _refuse_failure(row)
     text = row.peek("response")
-    if isinstance(text, str) and text:
+    if isinstance(text, str) and (logged := read_response(text)):
+        # A response as JSON text (LiteLLM's spend logs) is no text that the model said.
+        row.take(frozenset({"response"}))
+        row = row.part({"response": logged}, row.path)
+    elif isinstance(text, str) and text:
         _refuse_answered(row, text)
         return row.part({"choices": [{"text": row["response"]}]}, "response.")
     response = _object_or_none(row, "response", row)

@@ -12,7 +12,7 @@ from pipeline.examples.shapes.record import Row, read_shared, refuse_switches, r
 _FIELDS: Final = frozenset(
     {
         *("context", "messages", "decision_idx", "rejected"),
-        *("context_ids", "continuation_ids", "continuations_ids"),
+        *("context_ids", "continuation_ids", "continuations_ids", "continuation_mask"),
     }
 )
 _ANSWERS: Final = ("continuation", "continuations", "chosen")

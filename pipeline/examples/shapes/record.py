@@ -36,6 +36,7 @@ _ELSEWHERE: Final = (
     ("request", "body"),
     ("body",),
     ("optional_params",),
+    ("model_parameters",),
     ("proxy_server_request", "body"),
 )
 
@@ -215,6 +216,17 @@ def read_function_tools(value: Any) -> list[dict[str, Any]] | None:
     return [
         tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
     ]
+
+
+def read_response(text: str) -> dict[str, Any] | None:
+    """Return the response that a text is the JSON of, told by its ``choices``; None for other text."""
+    if not text.lstrip().startswith("{") or '"choices"' not in text:
+        return None
+    try:
+        value = read_json(text, "response")
+    except Rejected:
+        return None
+    return value if isinstance(value, dict) and is_list_of_objects(value.get("choices")) else None
 
 
 def refuse_media(row: Row) -> None:

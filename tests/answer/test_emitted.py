@@ -978,7 +978,7 @@ def test_mistral_moves_the_system_text_and_the_call_is_still_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", name_tokenizers(["qwen3", "smollm2", "llama-2", "deepseek-v3", "phi-3"])
+    "name", name_tokenizers(["mistral-v0.3", "qwen2.5", "llama-2", "deepseek-v3", "phi-3"])
 )
 def test_a_real_tokenizer_encodes_the_text_and_its_end_as_one_token(name: str) -> None:
     served = Served(name)

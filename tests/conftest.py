@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -40,6 +40,18 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "any-machi
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+# One of each kind of tokenizer: byte-level BPE of two families, SentencePiece.
+_EVERY_DAY = frozenset({"qwen3", "llama-3.1", "mistral-v0.3"})
+
+
+def name_tokenizers(names: Iterable[str]) -> list[Any]:
+    """Return real tokenizers as parameters: one of each kind every day, the others at night."""
+    return [
+        name if name in _EVERY_DAY else pytest.param(name, marks=pytest.mark.nightly)
+        for name in names
+    ]
 
 
 def require_shared(part: str) -> Path:

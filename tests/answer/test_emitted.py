@@ -22,7 +22,7 @@ from pipeline.prompt.request import ChatRequest
 from pipeline.tokens.encoder import TextEncoder
 from pipeline.tokens.files import read_model_type, read_stop_ids
 from tests import own_templates as own
-from tests.conftest import require_shared
+from tests.conftest import name_tokenizers, require_shared
 from tests.own_templates import DIALECT, USER, call_of, facts_of, prompt_of, templates_of
 
 Message = dict[str, Any]
@@ -977,7 +977,9 @@ def test_mistral_moves_the_system_text_and_the_call_is_still_found() -> None:
     assert (built.end_of_turn, built.flags) == ("</s>", ("prompt_not_prefix",))
 
 
-@pytest.mark.parametrize("name", ["qwen2.5", "smollm2", "llama-2", "deepseek-v3", "phi-3"])
+@pytest.mark.parametrize(
+    "name", name_tokenizers(["mistral-v0.3", "qwen2.5", "llama-2", "deepseek-v3", "phi-3"])
+)
 def test_a_real_tokenizer_encodes_the_text_and_its_end_as_one_token(name: str) -> None:
     served = Served(name)
     built = served.build("Left.\n")

@@ -22,7 +22,7 @@ from scripts.table_of_turns import (
     probe_folder,
 )
 from tests import own_templates as own
-from tests.conftest import require_shared
+from tests.conftest import name_tokenizers, require_shared
 from tests.own_templates import DIALECT, facts_of, templates_of
 
 # Templates whose renderings show no end of turn, by my own reading of what they write.
@@ -281,7 +281,7 @@ TOKENIZER_ENDS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(TOKENIZER_ENDS))
+@pytest.mark.parametrize("name", name_tokenizers(sorted(TOKENIZER_ENDS)))
 def test_the_end_of_turn_of_a_real_tokenizer_is_one_of_its_stop_tokens(name: str) -> None:
     encoder = TextEncoder.from_path(str(require_shared(f"assets/tokenizers/{name}")))
     stop_ids = read_stop_ids(encoder.folder)

@@ -189,8 +189,8 @@ def peak_of_a_long_line(tmp_path_factory: pytest.TempPathFactory, bundled_tokeni
 @pytest.mark.parametrize(
     ("size", "is_piped"),
     [
-        (GIB // 4, False),
-        (GIB // 4, True),
+        (GIB // 8, False),
+        (GIB // 8, True),
         pytest.param(5 * GIB, False, marks=[pytest.mark.nightly, pytest.mark.timeout(900)]),
         pytest.param(5 * GIB, True, marks=[pytest.mark.nightly, pytest.mark.timeout(900)]),
     ],

@@ -383,7 +383,7 @@ def test_a_killed_append_leaves_the_old_set_and_the_next_one_finishes(
     assert verify(made.output) == []
 
 
-@pytest.mark.parametrize("on_duplicate", ["error", "last"])
+@pytest.mark.parametrize("on_duplicate", [pytest.param("error", marks=pytest.mark.nightly), "last"])
 def test_an_append_that_was_killed_once_it_was_published_can_be_run_again(
     tmp_path: Path, make_config: ConfigMaker, on_duplicate: Any
 ) -> None:

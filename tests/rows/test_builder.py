@@ -23,7 +23,7 @@ from pipeline.examples.example import TrainingExample, load_examples
 from pipeline.rows.builder import RowBuilder
 from pipeline.rows.table import BoundedRow
 from pipeline.types import FLAGS, REJECT_CODES
-from tests.conftest import ROOT, require_shared
+from tests.conftest import ROOT, name_tokenizers, require_shared
 
 BUNDLED = ROOT / "configs" / "tokenizer"
 END = "<|im_end|>"
@@ -443,17 +443,18 @@ def test_flags_and_codes_stay_in_their_closed_sets(bundled_examples: Path) -> No
             assert 1 <= result.context_len < result.total_len
 
 
-@pytest.mark.parametrize(
-    ("name", "end"),
-    [
-        ("qwen2.5", "<|im_end|>"),
-        ("llama-3.1", "<|eot_id|>"),
-        ("gemma-3", "<end_of_turn>"),
-        ("mistral-v0.3", "</s>"),
-        ("qwen3.5", "<|im_end|>"),
-    ],
-)
-def test_rows_of_the_families_end_as_their_servers_stop(name: str, end: str) -> None:
+ENDS = {
+    "qwen2.5": "<|im_end|>",
+    "llama-3.1": "<|eot_id|>",
+    "gemma-3": "<end_of_turn>",
+    "mistral-v0.3": "</s>",
+    "qwen3.5": "<|im_end|>",
+}
+
+
+@pytest.mark.parametrize("name", name_tokenizers(ENDS))
+def test_rows_of_the_families_end_as_their_servers_stop(name: str) -> None:
+    end = ENDS[name]
     builder = make_builder(require_shared(f"assets/tokenizers/{name}"))
     for text in ("Left.", " hello world", "\n\nx ", "你好 🙂", "1234"):
         row = row_of(builder, chat(text))

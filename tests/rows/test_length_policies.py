@@ -30,7 +30,7 @@ from pipeline.rows.lengths import find_cuts, keep_from
 from pipeline.rows.table import BoundedRow
 from pipeline.types import Message
 from tests import own_templates
-from tests.conftest import ROOT, require_shared
+from tests.conftest import ROOT, name_tokenizers, require_shared
 
 BUNDLED = ROOT / "configs" / "tokenizer"
 OWN = ("bundled", "CHATML", "THINK_OPEN", "NEXT_HEADER", "FRAMED", "SYSTEM_MOVES", "PLAIN_TEXT")
@@ -335,7 +335,7 @@ def test_rows_keep_the_contract_under_templates_of_our_own(name: str, overlong: 
 
 
 @pytest.mark.parametrize("overlong", POLICIES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", name_tokenizers(FAMILIES))
 def test_rows_keep_the_contract_under_the_families_templates(name: str, overlong: str) -> None:
     builder_of(name)
     strategy: Callable[[], st.SearchStrategy[TrainingExample]] = (

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline.errors import UsageError
 from pipeline.tokens.encoder import TextEncoder
 from pipeline.tokens.ids import EncodedBatch
-from tests.conftest import ROOT, require_shared
+from tests.conftest import ROOT, name_tokenizers, require_shared
 
 BUNDLED = ROOT / "configs" / "tokenizer"
 ASSETS = (
@@ -95,7 +95,7 @@ def encoder() -> TextEncoder:
     return bundled()
 
 
-@pytest.fixture(scope="module", params=ASSETS)
+@pytest.fixture(scope="module", params=name_tokenizers(ASSETS))
 def family(request: pytest.FixtureRequest) -> TextEncoder:
     """The real tokenizers, one after the other; each is loaded once."""
     folder = require_shared(f"assets/tokenizers/{request.param}")

@@ -14,7 +14,7 @@ from pipeline.tokens import pieces as text_pieces
 from pipeline.tokens.backends import StockEncoder
 from pipeline.tokens.encoder import TOKENS_FOR_TABLE, TextEncoder
 from pipeline.tokens.ids import EncodedBatch, join_lists
-from tests.conftest import ROOT, require_shared
+from tests.conftest import ROOT, name_tokenizers, require_shared
 from tests.tokens.test_encoder import ASSETS, TEXTS
 
 pytestmark = pytest.mark.skipif(
@@ -25,7 +25,7 @@ REFUSED = {"llama-2", "mistral-v0.3"}  # Metaspace pre-tokenizers
 PREFIX_SPACE = {"llama-2", "mistral-v0.1", "mistral-v0.3", "phi-3"}
 
 
-@pytest.fixture(scope="module", params=["bundled", *ASSETS])
+@pytest.fixture(scope="module", params=["bundled", *name_tokenizers(ASSETS)])
 def family(request: pytest.FixtureRequest) -> tuple[str, TextEncoder, TextEncoder]:
     """A tokenizer's name, its checked encoder and `tokenizers` for it."""
     name = request.param

@@ -127,6 +127,7 @@ def test_lora_gradient_equals_that_of_a_full_forward_with_the_context_cut_off(fa
     assert_same_gradients(found, read_gradients(reference))
 
 
+@pytest.mark.nightly
 def test_a_compiled_model_trains_like_the_plain_one() -> None:
     small = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
     plain, compiled = (build_model("qwen3_5_text", **small) for _ in range(2))

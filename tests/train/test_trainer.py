@@ -301,6 +301,7 @@ def refuse_prepared_loader() -> str:
     return ""
 
 
+@pytest.mark.nightly
 def test_two_ranks_train_each_row_once_an_epoch_whoever_leads_them(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(join_ranks, (str(tmp_path),), nprocs=RANKS)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(RANKS)]

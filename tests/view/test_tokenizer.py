@@ -16,7 +16,7 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import EXCERPT_LIMIT
 from pipeline.view.table import print_facts
 from pipeline.view.tokenizer import TokenizerCheck, check_tokenizer_and_template
-from tests.conftest import SHARED
+from tests.conftest import SHARED, name_tokenizers
 
 # Every fact about the bundled tokenizer and its template, in the order in which they are printed.
 BUNDLED = {
@@ -245,9 +245,9 @@ def test_what_is_not_there_is_wrong_usage(
     assert (code, printed, words in error) == (2, "", True), error
 
 
-def asset_names() -> list[str]:
+def asset_names() -> list[Any]:
     folders = sorted((SHARED / "assets/tokenizers").glob("*/chat_template.jinja"))
-    return [path.parent.name for path in folders] or ["absent"]
+    return name_tokenizers(path.parent.name for path in folders) or ["absent"]
 
 
 @pytest.mark.parametrize("name", asset_names())

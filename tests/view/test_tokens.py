@@ -22,7 +22,7 @@ from pipeline.sets.row_choice import RowChoice
 from pipeline.tokens.encoder import TextEncoder
 from pipeline.view.inspection import inspect_set, print_inspection
 from pipeline.view.tokens import view_head, view_row
-from tests.conftest import ROOT, require_shared
+from tests.conftest import ROOT, name_tokenizers, require_shared
 from tests.tokens.test_encoder import sentencepiece
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -124,7 +124,10 @@ def test_no_ids_are_no_pieces() -> None:
     assert list(split_tokens([], encoder())) == []
 
 
-@pytest.mark.parametrize("name", ["llama-2", "mistral-v0.1", "phi-3", "gemma-3", "qwen2.5"])
+@pytest.mark.parametrize(
+    "name",
+    name_tokenizers(["mistral-v0.3", "llama-2", "mistral-v0.1", "phi-3", "gemma-3", "qwen3"]),
+)
 def test_tokens_of_the_families_are_told_apart(name: str) -> None:
     family = TextEncoder.from_path(str(require_shared(f"assets/tokenizers/{name}")))
     ids = family.encode_continuations([" Hello there, how are you? 你好"])[0].tolist()

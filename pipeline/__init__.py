@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.train.conversations import ConversationSampler
     from pipeline.train.feed import DeviceFeeder
     from pipeline.train.sampling import ContextGroupSampler, LengthBatchSampler
-    from pipeline.train.step import context_frozen_loss, frozen_losses
+    from pipeline.train.step import context_frozen_loss, continuation_log_probs, frozen_losses
     from pipeline.train.token_rows import rows_as_id_pairs
 
 _HOMES = {
@@ -34,6 +34,7 @@ _HOMES = {
     "LengthBatchSampler": "pipeline.train.sampling",
     "TrainingExample": "pipeline.examples.example",
     "context_frozen_loss": "pipeline.train.step",
+    "continuation_log_probs": "pipeline.train.step",
     "frozen_losses": "pipeline.train.step",
     "load": "pipeline.sets.load",
     "load_examples": "pipeline.examples.example",
@@ -52,6 +53,7 @@ __all__ = [
     "RowMap",
     "TrainingExample",
     "context_frozen_loss",
+    "continuation_log_probs",
     "frozen_losses",
     "load",
     "load_examples",

@@ -105,6 +105,21 @@ def frozen_losses(
             yield _sum_losses(_read_logits(model, interface, *part[:2]), part.batch) / items
 
 
+def continuation_log_probs(model: torch.nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Return the log-probability of each continuation, summed over its trained tokens: float32 [K].
+
+    It is not multiplied by ``weights``, and backward reaches the continuations only, so that losses
+    of preferences and policies can be made of it. Arguments and errors are those of
+    `context_frozen_loss`; a batch with the worse continuations of pairs is made ``with_rejected``.
+
+    Example, of a pair whose context runs once::
+
+        batch = ContextFrozenCollator("grouped", with_rejected=True)([chosen, rejected])
+        margin = continuation_log_probs(model, batch) @ torch.tensor([1.0, -1.0])
+    """
+    return -_score_continuations(continuation_logits(model, batch), batch)
+
+
 def count_items(batch: Mapping[str, Any]) -> Tensor:
     """Return the sum of weight x trained tokens of a batch: the denominator of its loss.
 
@@ -137,6 +152,7 @@ def two_phase_error(model: torch.nn.Module, batch: Mapping[str, Any]) -> float:
     lengths = measure_rows(batch)
     width = batch["context_input_ids"].shape[1]
     errors: list[float] = []
+    keeps_logits = read_interface(model).takes_logits_to_keep
     was_training = model.training
     model.eval()
     try:
@@ -145,7 +161,10 @@ def two_phase_error(model: torch.nn.Module, batch: Mapping[str, Any]) -> float:
             context = batch["context_index"][row] if "context_index" in batch else row
             live = batch["input_ids"][row, : total - frozen]
             ids = torch.cat([batch["context_input_ids"][context, width - frozen :], live])
-            alone = model(input_ids=ids[None], use_cache=False, return_dict=True).logits[0, frozen:]
+            # Of a long context the logits would take more memory than all else.
+            last = {"logits_to_keep": len(live)} if keeps_logits else {}
+            output = model(input_ids=ids[None], use_cache=False, return_dict=True, **last)
+            alone = output.logits[0, -len(live) :]
             errors.append((logits[row, : len(live)] - alone).abs().max().item())
     finally:
         model.train(was_training)
@@ -168,6 +187,12 @@ def _refuse_items(num_items: float | Tensor | None) -> None:
 
 def _sum_losses(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Return the sum of weight x token loss over the trained tokens: float32 []."""
+    losses = _score_continuations(logits, batch)
+    return (losses * batch["weights"].to(losses.device)).sum()
+
+
+def _score_continuations(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Return the sum of token losses of each row, over its trained tokens: float32 [K]."""
     labels = batch["labels"].to(logits.device, torch.int64)
     token_losses = cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
@@ -175,8 +200,7 @@ def _sum_losses(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
         ignore_index=IGNORE_LABEL,
         reduction="none",
     )
-    weights = batch["weights"].to(logits.device)
-    return (token_losses.view(len(labels), -1).sum(dim=1) * weights).sum()
+    return token_losses.view(len(labels), -1).sum(dim=1)
 
 
 def _freeze_batch(

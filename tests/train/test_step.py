@@ -17,6 +17,7 @@ from pipeline.errors import UsageError
 from pipeline.train.readonly_cache import ReadOnlyCache
 from pipeline.train.step import (
     context_frozen_loss,
+    continuation_log_probs,
     continuation_logits,
     count_items,
     two_phase_error,
@@ -348,3 +349,29 @@ def test_gradients_on_cuda_equal_those_on_the_cpu(family: str) -> None:
     on_host = {name: gradient.cpu() for name, gradient in read_gradients(card).items()}
     for name, expected in read_gradients(host).items():
         torch.testing.assert_close(on_host[name], expected, rtol=1e-3, atol=1e-4)
+
+
+@every_family
+def test_log_probs_of_continuations_are_those_of_each_row_alone(family: str) -> None:
+    model, rows = build_model(family).eval(), make_rows()
+    found = continuation_log_probs(model, collate(rows))
+    for row, score in zip(rows, found, strict=True):
+        ids = torch.tensor(row["input_ids"])
+        alone = model(input_ids=ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+        each = alone.gather(1, ids[1:, None])[row["context_len"] - 1 :]
+        torch.testing.assert_close(score, each.sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_preference_loss_of_a_pair_runs_its_context_once_and_has_the_gradient_of_two_rows() -> (
+    None
+):
+    chosen, rejected = make_rows(((9, 4), (9, 6)))
+    rejected["input_ids"][:9] = chosen["input_ids"][:9]
+    signs, gradients = torch.tensor([1.0, -1.0]), []
+    for layout in ("grouped", "split"):
+        model = build_model("llama")
+        batch = collate([chosen, rejected], layout)
+        assert len(batch["context_input_ids"]) == (1 if layout == "grouped" else 2)
+        torch.nn.functional.logsigmoid(continuation_log_probs(model, batch) @ signs).backward()
+        gradients.append(read_gradients(model))
+    assert_same_gradients(*gradients)

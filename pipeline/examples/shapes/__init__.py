@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from pipeline.errors import Rejected, UsageError
 from pipeline.examples.example import TrainingExample
 from pipeline.examples.row_keys import settle_keys
+from pipeline.examples.shapes.apis import RESPONSES, name_api
 from pipeline.examples.shapes.bodies import BODIES, rename_bodies, settle_bodies
 from pipeline.examples.shapes.foreign_rows import respell_row
 from pipeline.examples.shapes.llama_factory import read_alpaca, read_sharegpt
@@ -21,6 +22,7 @@ from pipeline.examples.shapes.nearest import describe_nearest
 from pipeline.examples.shapes.openai import read_call, read_openai
 from pipeline.examples.shapes.own import read_own, read_pair
 from pipeline.examples.shapes.record import Row
+from pipeline.examples.shapes.responses import read_responses
 from pipeline.examples.shapes.trl import read_trl
 from pipeline.lines.known_keys import KNOWN_KEYS
 
@@ -110,6 +112,8 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
             ),
             ("sharegpt", _signs("conversations"), read_sharegpt),
             ("alpaca", _signs("instruction output", "instruction chosen"), read_alpaca),
+            # Told by its items, since logs keep it under the keys of other calls.
+            ("responses", (), read_responses),
         )
     }
 )
@@ -147,11 +151,14 @@ def recognise_format(values: Mapping[str, Any]) -> str:
         raise Rejected(
             "ambiguous_shape", f"the keys fit {shapes}; say which with format:", sorted(keys)
         )
+    if name_api(values) == RESPONSES:
+        return "responses"
     found = sorted(key for key, value in values.items() if value is not None)
     nearest = describe_nearest(found, lambda keys: _name_format(KNOWN_KEYS & keys))
     if nearest is None:
         shapes = "; ".join(
-            f"{name} ({', '.join(sorted(each.signs[0].has))})" for name, each in FORMATS.items()
+            f"{name} ({', '.join(sorted(each.signs[0].has)) if each.signs else 'items'})"
+            for name, each in FORMATS.items()
         )
         nearest = f"expected those of one of {shapes}"
     raise Rejected("missing_field", f"the keys fit no shape; {nearest}; see docs/formats.md", found)
@@ -199,6 +206,8 @@ def read_row(values: Mapping[str, Any], format: str, position: str) -> ReadRow:
     try:
         return _read_as_it_stands(values, format, position)
     except Rejected as refusal:
+        if format == "auto" and name_api(values) == RESPONSES:
+            return _read_as_it_stands(values, "responses", position)
         respelled = respell_row(values, _has_shape)
         if respelled is None:
             raise

@@ -170,12 +170,17 @@ def _read_options(row: Row, bodies: list[dict[str, Any]], *, is_request: bool) -
                         f"{name}: another value than in chat_template_kwargs; expected one of them",
                         value,
                     )
-    effort = row.get("reasoning_effort")
-    if effort is not None:
-        kwargs = {"enable_thinking": effort != "none", **kwargs, "reasoning_effort": effort}
+    kwargs = add_effort(kwargs, row.get("reasoning_effort"))
     if row.peek("documents") and is_list_of_objects(row.peek("documents")):
         kwargs = {**kwargs, "documents": row.get("documents")}
     return kwargs
+
+
+def add_effort(kwargs: dict[str, Any], effort: Any) -> dict[str, Any]:
+    """Return the template kwargs with a request's effort, as the server adds it; None adds nothing."""
+    if effort is None:
+        return kwargs
+    return {"enable_thinking": effort != "none", **kwargs, "reasoning_effort": effort}
 
 
 def read_name(row: Row, position: str) -> str:

@@ -8,4 +8,5 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff format --check .
 .venv/bin/pyright
 PYTHONPATH=. .venv/bin/lint-imports --no-cache
-.venv/bin/pytest --numprocesses "${WORKERS:-2}" "$@"
+# Tests of kills and engines wait a good deal: three workers keep two cores busy.
+.venv/bin/pytest --numprocesses "${WORKERS:-3}" --dist worksteal "$@"
